@@ -1,0 +1,110 @@
+"""Context managers that leave a model, and the random numbers, as they were found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ModelError
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """Run `model` in eval mode without gradients; afterwards every mode, buffer and random state is as before.
+
+    Yields the network itself: the module inside a `DataParallel` wrapper, whose replicas run in threads where
+    nothing can be seen. Hooks are the caller's to close. A `forward` that writes to its own buffers is undone.
+    """
+    network = unwrapped(model)
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    # Inference mode would leave tensors without the version counters that show changes in place.
+    with torch.inference_mode(False), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        buffers = _buffers(network)
+        try:
+            # train(False) may be overridden; the flag alone is what `eval` promises.
+            for module in modes:
+                module.training = False
+            with torch.no_grad():
+                yield network
+        finally:
+            with torch.no_grad():
+                _undo(buffers)
+            for module, training in modes.items():
+                module.training = training
+
+
+# Per module: its buffers by name, each with its version and a copy of its values.
+_Buffers = list[tuple[nn.Module, dict[str, tuple[Tensor, int, Tensor] | None]]]
+
+
+def _buffers(network: nn.Module) -> _Buffers:
+    with torch.no_grad():
+        return [
+            (module, {name: b if b is None else (b, _version(b), b.clone()) for name, b in module._buffers.items()})
+            for module in network.modules()
+        ]
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _undo(saved: _Buffers) -> None:
+    for module, buffers in saved:
+        # A forward may also put another tensor in a buffer's place: self.calls = self.calls + 1.
+        if any(module._buffers.get(name) is not (entry and entry[0]) for name, entry in buffers.items()):
+            module._buffers.update({name: entry and entry[0] for name, entry in buffers.items()})
+        for buffer, version, copy in filter(None, buffers.values()):
+            # A batch norm in training mode writes its statistics without counting it as a change.
+            if _version(buffer) != version or not torch.equal(buffer, copy):
+                buffer.copy_(copy)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside `DataParallel` wrappers, after checking that its operations can be seen."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}.")
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    for path, module in model.named_modules():
+        reason = _opaque(module)
+        if reason:
+            where = f"its module {path!r}" if path else "the model"
+            raise ModelError(f"{where} is {reason}: its operations cannot be seen. Give the plain eager model.")
+    return model
+
+
+def _opaque(module: nn.Module) -> str | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted or traced (torch.jit)"
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        return "compiled (torch.compile)"
+    if ".quantized" in type(module).__module__:
+        return "quantized"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return "lazy and has no weights before its first run"
+    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+        return "a DataParallel over several devices, whose replicas run in threads"
+    return None
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model that has a NaN or an infinity among its parameters or buffers."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = tensor.detach().aminmax()  # one pass without temporaries; NaN comes through
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ModelError(f"the weights are not finite: {name!r} holds NaN or infinity. Load sound weights.")
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the floating-point type that the model's first parameter has (CPU, float32 if none)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32

@@ -1,0 +1,37 @@
+"""What can go wrong, one class per kind; every message says what was given, what was expected, what to do."""
+
+
+class DeconvvizError(Exception):
+    """The base of every error that deconvviz raises on purpose."""
+
+
+class UnsupportedOp(DeconvvizError, NotImplementedError):
+    """An operation on the path has no rule; the message names the operation and its module."""
+
+
+class LayerError(DeconvvizError, ValueError):
+    """No such layer, or a name that fits several; the message lists the ones there are."""
+
+
+class UnitError(DeconvvizError, ValueError):
+    """A unit or a position outside the layer."""
+
+
+class ImageError(DeconvvizError, ValueError):
+    """Images of the wrong shape, channels or range, none at all, or a file that cannot be read."""
+
+
+class ModelError(DeconvvizError, ValueError):
+    """A model whose operations cannot be seen, whose weights are not finite, or that does not fit the call."""
+
+
+class ForwardError(ModelError, RuntimeError):
+    """The model itself failed on these images; the cause is its own exception."""
+
+
+class OptionError(DeconvvizError, ValueError):
+    """An option that has no meaning."""
+
+
+class StoreError(DeconvvizError, OSError):
+    """A file that cannot be written, or that holds something else than expected."""
