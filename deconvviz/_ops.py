@@ -1,0 +1,129 @@
+"""What a tape is made of: operations, the slots of their arguments, their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tracked tensor among an operation's arguments."""
+
+    index: int
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation as it ran.
+
+    `args` and `kwargs` are those of the call, without `out`, with a `Slot` in place of each tracked tensor; `inputs`
+    and `outputs` are value numbers. `integral`: no result is a floating-point tensor. `saved` holds what the way back
+    needs: switches, gates, scales.
+    """
+
+    name: str
+    func: Callable[..., Any]
+    module: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
+    in_place: bool = False
+    integral: bool = False
+    saved: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def short(self) -> str:
+        """The function's bare name: "torch.Tensor.add_" and "operator +=" are both "add"."""
+        return short_name(self.name)
+
+    @property
+    def where(self) -> str:
+        """How an error names the operation."""
+        return f"{self.name} in module {self.module!r}" if self.module else f"{self.name} in the model itself"
+
+    def replay(self, inputs: Sequence[Tensor]) -> Any:
+        """Run the operation again on other tensors; they and the constants stay as they are."""
+
+        def put(x: Any) -> Any:
+            x = inputs[x.index] if isinstance(x, Slot) else x
+            return x.clone() if self.in_place and isinstance(x, Tensor) else x
+
+        args, kwargs = mapped(self.args, put), mapped(self.kwargs, put)
+        result = self.func(*args, **kwargs)
+        return args[0] if result is None else result
+
+
+@dataclass(eq=False)
+class Tape:
+    """What one forward pass did.
+
+    `shapes[value]` and `kept[value]` describe and hold tensors by number; value 0 is the images. `calls` maps
+    ("module path", nth call) to the value that the module returned.
+    """
+
+    ops: list[Op] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    calls: dict[tuple[str, int], int] = field(default_factory=dict)
+    output: int | None = None
+
+    def producer(self) -> dict[int, Op]:
+        """Map each value to the operation that made it."""
+        return {value: op for op in self.ops for value in op.outputs}
+
+    def consumers(self) -> dict[int, list[Op]]:
+        """Map each value to the operations that read it."""
+        readers: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for value in op.inputs:
+                readers.setdefault(value, []).append(op)
+        return readers
+
+
+def short_name(name: str) -> str:
+    """Return the bare name of a torch function: no package, no underscores, no in-place mark."""
+    package, bare = ("." + name).rsplit(".", 1)
+    if bare == "__get__":  # a property, such as torch.Tensor.T
+        return package.rsplit(".", 1)[-1]
+    if bare.startswith("__"):
+        bare = bare.strip("_")
+        return _OPERATORS.get(bare, bare)
+    return bare.rstrip("_")
+
+
+_OPERATORS = {
+    "iadd": "add",
+    "radd": "add",
+    "isub": "sub",
+    "rsub": "rsub",
+    "imul": "mul",
+    "rmul": "mul",
+    "truediv": "div",
+    "itruediv": "div",
+}
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors among nested arguments, in their order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        yield from tensors_in(tuple(tree.values()))
+
+
+def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested arguments with every leaf changed."""
+    if type(tree) in (tuple, list):
+        return type(tree)(mapped(item, change) for item in tree)
+    if isinstance(tree, dict):
+        return {key: mapped(item, change) for key, item in tree.items()}
+    return change(tree)

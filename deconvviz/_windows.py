@@ -1,0 +1,123 @@
+"""Windows on maps: many pieces of the same size, each cut from its own place of its own map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop(maps: Tensor, which: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Cut B windows out of maps (N, C, H, W); what lies outside a map repeats its border, see `clear`.
+
+    `which`, `top`, `left` are (B,) integers on the CPU: map number and upper left corner. Returns
+    (B, C, height, width) in channels_last memory, where a window's rows are contiguous runs.
+    """
+    rows = (top[:, None] + torch.arange(height)).clamp_(0, maps.shape[2] - 1)
+    cols = (left[:, None] + torch.arange(width)).clamp_(0, maps.shape[3] - 1)
+    index = (which[:, None] * maps.shape[2] + rows)[:, :, None] * maps.shape[3] + cols[:, None, :]
+    flat = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    out = flat.index_select(0, index.flatten().to(maps.device))
+    return out.view(len(which), height, width, maps.shape[1]).permute(0, 3, 1, 2)
+
+
+def clear(windows: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Set to zero, in place, what windows (B, C, h, w) at `top`, `left` hold outside a map of `height` by `width`."""
+    h, w = windows.shape[-2:]
+    outside = (top < 0) | (left < 0) | (top + h > height) | (left + w > width)
+    # Few windows reach over an edge, and then by a strip: cheaper one by one than as a mask over everything.
+    for i in outside.nonzero().flatten().tolist():
+        window, y, x = windows[i], int(top[i]), int(left[i])
+        if y < 0:
+            window[:, :-y] = 0
+        if y + h > height:
+            window[:, max(0, height - y) :] = 0
+        if x < 0:
+            window[:, :, :-x] = 0
+        if x + w > width:
+            window[:, :, max(0, width - x) :] = 0
+    return windows
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the windows of a signal start, (row, column): item i's at `stride * position_i + offset`."""
+
+    stride: tuple[int, int]
+    offset: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What is carried back: one item per projection.
+
+    `data` is (B, C, h, w) on windows, or (B, ...) on whole tensors when `grid` is None. `unit` (B,) says that an item
+    is zero but for one channel, which spares the first convolution nearly all of its work.
+    """
+
+    data: Tensor
+    grid: Grid | None = None
+    unit: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Which projections travel together: image number in the batch (B,), position (B, 2), all on the CPU."""
+
+    images: Tensor
+    positions: Tensor
+
+    def corners(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Top and left (B,) of each item's window."""
+        top = self.positions[:, 0] * grid.stride[0] + grid.offset[0]
+        return top, self.positions[:, 1] * grid.stride[1] + grid.offset[1]
+
+    def part(self, maps: Tensor, signal: Signal) -> Tensor:
+        """Cut from saved maps (N, ...) what belongs under each item of `signal`."""
+        if signal.grid is None:
+            return maps[self.images.to(maps.device)]
+        if maps.shape[-2:] == (1, 1):
+            return maps[self.images.to(maps.device)]
+        return crop(maps, self.images, *self.corners(signal.grid), *signal.data.shape[-2:])
+
+    def trimmed(self, signal: Signal, shape: torch.Size, *, clean: bool = False) -> Signal:
+        """Clear what fresh windows hold outside the map, which `part` relies on; whole maps once they are as large.
+
+        `clean` says that there is nothing to clear.
+        """
+        assert signal.grid is not None
+        (h, w), (height, width) = signal.data.shape[-2:], shape[-2:]
+        if h * w >= height * width:
+            return self.whole(signal, shape)
+        if clean:
+            return signal
+        return Signal(clear(signal.data, *self.corners(signal.grid), height, width), signal.grid)
+
+    def whole(self, signal: Signal, shape: torch.Size) -> Signal:
+        """Place windows on whole maps of `shape` (N, C, H, W)."""
+        if signal.grid is None:
+            return signal
+        (top, left), (h, w) = self.corners(signal.grid), signal.data.shape[-2:]
+        data = crop(signal.data, torch.arange(len(top)), -top, -left, *shape[-2:])
+        return Signal(clear(data, -top, -left, h, w))
+
+    def sum(self, a: Signal, b: Signal, shape: torch.Size) -> Signal:
+        """Add two signals for the same tensor, on the union of their windows."""
+        if a.grid is None or b.grid is None or a.grid.stride != b.grid.stride:
+            return Signal(self.whole(a, shape).data + self.whole(b, shape).data)
+        low = [min(x, y) for x, y in zip(a.grid.offset, b.grid.offset, strict=True)]
+        end = [
+            max(x + m, y + n)
+            for x, m, y, n in zip(a.grid.offset, a.data.shape[-2:], b.grid.offset, b.data.shape[-2:], strict=True)
+        ]
+        total = _widen(a, low, end) + _widen(b, low, end)
+        return Signal(total, Grid(a.grid.stride, (low[0], low[1])))
+
+
+def _widen(signal: Signal, low: list[int], end: list[int]) -> Tensor:
+    assert signal.grid is not None
+    (row, col), (h, w) = signal.grid.offset, signal.data.shape[-2:]
+    margins = (col - low[1], end[1] - col - w, row - low[0], end[0] - row - h)
+    return F.pad(signal.data, margins) if any(margins) else signal.data

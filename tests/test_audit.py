@@ -1,0 +1,57 @@
+"""The audit lists what ran, with the rule it gets."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+import deconvviz
+from deconvviz import ImageError
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2)
+        self.lrn, self.fc = nn.LocalResponseNorm(3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.lrn(self.pool(F.relu(self.norm(self.conv(x)), inplace=True)))
+        x = F.relu(F.gelu(x)) * torch.sigmoid(x)
+        return torch.softmax(self.fc(x.mean((2, 3))), 1)
+
+
+def test_the_rows():
+    report = deconvviz.audit(Mixed(), torch.randn(1, 3, 9, 9))
+    rows = [(row.operation.rsplit(".", 1)[-1], row.module, row.calls, row.kind, row.status) for row in report]
+    assert rows == [
+        ("batch_norm", "norm", 1, "normalization", "extension"),
+        ("relu", "", 2, "rectifier", "exact"),
+        ("max_pool2d", "pool", 1, "max-pool", "exact"),
+        ("local_response_norm", "lrn", 1, "normalization", "exact"),
+        ("gelu", "", 1, "rectifier", "extension"),
+        ("sigmoid", "", 1, "", "unsupported"),
+        ("mul", "", 1, "product", "extension"),
+        ("softmax", "", 1, "", "unsupported"),
+    ]
+    assert [row.operation for row in report.unsupported] == ["torch.sigmoid", "torch.softmax"]
+    assert "there is no rule for it" in report.unsupported[0].rule
+
+
+def test_it_prints():
+    report = deconvviz.audit(torchvision.models.resnet18(weights=None), torch.zeros(1, 3, 32, 32))
+    assert not report.unsupported
+    lines = str(report).splitlines()
+    assert len(lines) == len(report) + 1
+    assert lines[0].split() == ["operation", "module", "calls", "status", "rule"]
+    assert report._repr_html_().count("<tr>") == len(report) + 1
+
+
+def test_without_images_a_blank_one_of_the_models_size_runs():
+    assert len(deconvviz.audit(nn.Sequential(nn.Conv2d(2, 1, 3), nn.ReLU()))) == 1
+
+
+def test_images_must_be_images():
+    with pytest.raises(ImageError, match=r"images have shape \(3,\), expected \(N, C, H, W\)"):
+        deconvviz.audit(Mixed(), torch.zeros(3))
