@@ -1,0 +1,74 @@
+"""What one must know to use a network: its paper, its input, its classes, where its weights come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .._store import replacing
+from ..errors import StoreError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """The facts about one network and its weights; every model of the zoo carries one as `.card`.
+
+    Example:
+        >>> zoo.create("zfnet").card.input_size
+        (224, 224)
+
+    Attributes:
+        name: the network's name in the zoo.
+        paper: authors, title, where it appeared.
+        deviations: one sentence for each thing that differs from the paper.
+        input_size: (height, width) of the network's input in pixels.
+        resize: length of an image's short side before the centre crop of `input_size`.
+        mean: per channel, on the 0–1 scale, subtracted from the pixels.
+        std: per channel, on the 0–1 scale; what is left is divided by it.
+        interpolation: PIL's filter for the resize, "bilinear" or "bicubic".
+        classes: the classes' names in the order of the outputs, or None where no weights give them.
+        weights_file: name of the file the weights came from, or None for random weights.
+        licence: the licence of the weights.
+        training: data, recipe, epochs, accuracy and command of the training run, or None for random weights.
+    """
+
+    name: str
+    paper: str
+    deviations: tuple[str, ...] = ()
+    input_size: tuple[int, int] = (224, 224)
+    resize: int = 256
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    classes: tuple[str, ...] | None = None
+    weights_file: str | None = None
+    licence: str = "not stated"
+    training: Mapping[str, Any] | None = None
+
+    def write(self, path: str | Path) -> None:
+        """Write the card as JSON, all or nothing."""
+        with replacing(path) as temporary:
+            text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Card:
+        """Read a card that `write` wrote.
+
+        Raises:
+            StoreError: the file cannot be read or is not a card.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**values)
+        except OSError as error:
+            raise StoreError(f"cannot read the card {path}: {error.strerror or error}.") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"{path} is no card that deconvviz wrote, or damaged ({error}).") from error
