@@ -1,0 +1,64 @@
+"""`project(model, layer=n)` for n = 1 to 5: a sample of torchvision's networks, all of them under the marker `full`.
+
+benchmarks/torchvision_matrix.py prints the table of all.
+"""
+
+import pytest
+import torch
+import torchvision
+
+import deconvviz
+from deconvviz import LayerError, UnsupportedOp
+
+# name -> (side in pixels, options, how many of the layers 1 to 5 there are)
+SAMPLE = {
+    "alexnet": (80, {}, 5),
+    "convnext_tiny": (64, {}, 4),
+    "densenet121": (64, {}, 5),
+    "efficientnet_b0": (64, {}, 5),
+    "googlenet": (64, {"init_weights": False}, 5),
+    "mobilenet_v3_small": (64, {}, 5),
+    "regnet_y_400mf": (64, {}, 5),
+    "shufflenet_v2_x0_5": (64, {}, 5),
+    "squeezenet1_1": (64, {}, 4),
+    "swin_t": (64, {}, 1),
+}
+ALL = torchvision.models.list_models(module=torchvision.models)
+
+
+def reached(name: str, size: int, **options: object) -> int:
+    model = torchvision.models.get_model(name, weights=None, **options).eval()
+    images = torch.randn(2, 3, size, size)
+    count = 0
+    for number in range(1, 6):
+        try:
+            result = deconvviz.project(model, images, layer=number, units=[0, 1], top=1, progress=False)
+        except LayerError as error:
+            assert f"there is no layer {number}" in str(error)
+            continue
+        except UnsupportedOp as error:
+            assert " in module '" in str(error)
+            continue
+        assert result.number == number and torch.isfinite(result.projections).all()
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample_of_torchvision(name: str):
+    size, options, expected = SAMPLE[name]
+    assert reached(name, size, **options) == expected
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("name", ALL)
+def test_all_of_torchvision(name: str):
+    fixed = name.startswith(("vit", "maxvit"))
+    assert reached(name, 224 if fixed else 128) >= 1
+
+
+def test_deeper_layers_of_a_transformer_are_refused_by_name():
+    model = torchvision.models.swin_t(weights=None)
+    with pytest.raises(UnsupportedOp, match=r"in module 'features\."):
+        deconvviz.project(model, torch.randn(1, 3, 64, 64), layer="features.3", units=[0], top=1, progress=False)
