@@ -21,7 +21,6 @@ from ._walk import Walk as Walk
 from ._walk import present
 from ._windows import Grid, Signal
 
-
 def identity(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Pass the signal through."""
     return [signals[0]] + [None] * (len(op.inputs) - 1)
@@ -112,13 +111,15 @@ def _to_switches(signal: Tensor, taps: Tensor, kernel: Pair, stride: Pair, dilat
     number = torch.arange(kernel[0] * kernel[1], device=device)
     within = number // kernel[1] * dilation[0] * width + number % kernel[1] * dilation[1]
     rows, cols = (torch.arange(n, device=device) * s for n, s in zip(signal.shape[-2:], stride, strict=True))
-    index = within[taps.int()].add_(rows[:, None] * width + cols)
+    pixels = taps.permute(0, 2, 3, 1)  # channels last, as the signal
+    index = within.index_select(0, pixels.reshape(-1).int()).view(pixels.shape)
+    index += (rows[:, None] * width + cols)[:, :, None]
     # The pool's own backward pass adds where windows overlap; its second argument gives only the shape.
     blank = torch.empty(
         *signal.shape[:2], height, width, dtype=signal.dtype, device=device, memory_format=torch.channels_last
     )
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        signal, blank, kernel, stride, (0, 0), dilation, False, index.contiguous(memory_format=torch.channels_last)
+        signal, blank, kernel, stride, (0, 0), dilation, False, index.permute(0, 3, 1, 2)
     )
 
 

@@ -30,6 +30,8 @@ from .tape import Tape, record
 STREAM_BYTES = 3 << 29
 # Windows in flight at once: large enough for the convolutions, small enough to stay near the caches.
 WINDOW_BYTES = 16 << 20
+# Windows are sorted by what they have beyond the border, in fifths of a side, once they cover a fifth of the image.
+STEPS, LARGE = 5, 0.2
 
 
 class Frames:
@@ -45,6 +47,13 @@ class Frames:
         self.shift = torch.from_numpy(layer.reach.frame_shift(places)).flatten(0, 1)
         self.shape = (*ids.shape, channels, *layer.reach.window())
         self.item_units = units[:, None].expand(ids.shape).flatten()
+
+    def beyond(self) -> Tensor:
+        """How much of each item's window is outside the image: shares (B, 4) of its height and width, per side."""
+        boxes, (height, width) = self.boxes.flatten(0, 1), self.shape[-2:]
+        down, right = self.shift.unbind(1)
+        below, after = height - down - (boxes[:, 2] - boxes[:, 0]), width - right - (boxes[:, 3] - boxes[:, 1])
+        return torch.stack([down / height, right / width, below / height, after / width], 1)
 
     def put(self, target: Tensor, part: Tensor, source: Tensor, which: Tensor, top: Tensor, left: Tensor) -> None:
         """Copy each item's box out of `source[which]`, whose corner is at input pixel (top, left), into its frame."""
@@ -136,7 +145,7 @@ def fill(
         for images, local, part in _groups(ids, batch_size):
             pixels = source.take(images)
             tape = _recorded(network, pixels.to(device, dtype), layer, saving)
-            for chosen in _pieces(len(part), tape, layer):
+            for chosen in _pieces(frames.beyond()[part], tape, layer):
                 now, which = part[chosen], local[chosen]
                 items = Items(which, frames.positions.flatten(0, 1)[now])
                 start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
@@ -171,10 +180,16 @@ def _groups(ids: Tensor, batch_size: int) -> Iterator[tuple[list[int], Tensor, T
         yield distinct[first : first + batch_size].tolist(), place[part] - first, part
 
 
-def _pieces(count: int, tape: Tape, layer: Layer) -> Iterator[slice]:
-    """Cut the items into pieces whose largest signal stays within WINDOW_BYTES."""
+def _pieces(beyond: Tensor, tape: Tape, layer: Layer) -> Iterator[Tensor]:
+    """Cut B items into pieces whose largest signal stays within WINDOW_BYTES.
+
+    Large windows reach far beyond the image, `beyond` (B, 4), where a position is near the border. Those that do so
+    alike travel together, for what is outside for all of a piece is not computed.
+    """
     largest = max(shape[1:].numel() for shape in tape.shapes)
     share = min(1.0, max(0.02, np.prod(layer.reach.window()) / np.prod(tape.shapes[0][-2:])))
     size = max(1, int(WINDOW_BYTES / (4 * largest * share)))
-    for first in range(0, count, size):
-        yield slice(first, first + size)
+    kinds = (beyond * STEPS).long() if LARGE < share < 1 else torch.zeros_like(beyond)
+    _, kind = kinds.unique(dim=0, return_inverse=True)
+    for number in range(int(kind.max()) + 1):
+        yield from (kind == number).nonzero().flatten().split(size)

@@ -83,17 +83,30 @@ class Items:
         return crop(maps, self.images, *self.corners(signal.grid), *signal.data.shape[-2:])
 
     def trimmed(self, signal: Signal, shape: torch.Size, *, clean: bool = False) -> Signal:
-        """Clear what fresh windows hold outside the map, which `part` relies on; whole maps once they are as large.
+        """Cut off and clear what fresh windows hold outside the map; whole maps once they are as large.
 
         `clean` says that there is nothing to clear.
         """
         assert signal.grid is not None
-        (h, w), (height, width) = signal.data.shape[-2:], shape[-2:]
-        if h * w >= height * width:
+        height, width = shape[-2:]
+        signal = self._narrowed(signal, height, width)
+        assert signal.grid is not None
+        if signal.data.shape[-2:].numel() >= height * width:
             return self.whole(signal, shape)
         if clean:
             return signal
         return Signal(clear(signal.data, *self.corners(signal.grid), height, width), signal.grid)
+
+    def _narrowed(self, signal: Signal, height: int, width: int) -> Signal:
+        """Drop the rows and columns that are outside a map of `height` by `width` for every item."""
+        assert signal.grid is not None
+        (top, left), (h, w) = self.corners(signal.grid), signal.data.shape[-2:]
+        rows, cols = _inside(top, h, height), _inside(left, w, width)
+        if rows == (0, h) and cols == (0, w):
+            return signal
+        data = signal.data[:, :, rows[0] : rows[1], cols[0] : cols[1]]
+        offset = signal.grid.offset[0] + rows[0], signal.grid.offset[1] + cols[0]
+        return Signal(data, Grid(signal.grid.stride, offset))
 
     def whole(self, signal: Signal, shape: torch.Size) -> Signal:
         """Place windows on whole maps of `shape` (N, C, H, W)."""
@@ -114,6 +127,12 @@ class Items:
         ]
         total = _widen(a, low, end) + _widen(b, low, end)
         return Signal(total, Grid(a.grid.stride, (low[0], low[1])))
+
+
+def _inside(start: Tensor, size: int, length: int) -> tuple[int, int]:
+    """Return which part of windows of `size` at `start` (B,) touches a map of `length` for any item; never nothing."""
+    low = min(max(0, -int(start.max())), size - 1)
+    return low, max(low + 1, min(size, length - int(start.min())))
 
 
 def _widen(signal: Signal, low: list[int], end: list[int]) -> Tensor:

@@ -23,9 +23,11 @@ from deconvviz import (
     StoreError,
     UnitError,
     UnsupportedOp,
+    _backward,
     _frames,
     rules,
 )
+from deconvviz._windows import Grid, Items, Signal
 
 
 def small() -> nn.Sequential:
@@ -189,6 +191,41 @@ def test_the_windows_come_in_pieces(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_frames, "WINDOW_BYTES", 1)
     result = deconvviz.project(small(), images, layer="4", progress=False)
     assert torch.allclose(result.projections, expected.projections, rtol=1e-5, atol=1e-7)
+
+
+def test_what_no_window_of_a_piece_has_inside_the_map_is_dropped():
+    signal, shape = Signal(torch.rand(2, 3, 7, 7), Grid((2, 2), (-3, -3))), torch.Size([1, 3, 12, 20])
+    corner = Items(torch.zeros(2, dtype=torch.long), torch.tensor([[0, 0], [1, 4]])).trimmed(signal, shape)
+    assert corner.grid is not None and signal.grid is not None
+    assert (corner.data.shape[-2:], corner.grid.offset) == ((6, 7), (-2, -3))  # columns 5 to 11 are all inside
+    assert torch.equal(corner.data[0, :, 2:, 3:], signal.data[0, :, 3:, 3:])
+    assert not corner.data[0, :, :2].any() and not corner.data[0, :, :, :3].any()
+    outside = Items(torch.zeros(2, dtype=torch.long), torch.tensor([[9, 0], [10, 0]])).trimmed(signal, shape)
+    assert not outside.data.any() and outside.data.numel()
+
+
+def test_windows_beyond_the_same_border_travel_together(monkeypatch: pytest.MonkeyPatch):
+    """At the corners three quarters of the windows are outside; the same images without sorting cost more."""
+    model, sizes = small(), []
+    images = torch.zeros(9, 2, 30, 30)
+    for i, (y, x) in enumerate((y, x) for y in (2, 15, 28) for x in (2, 15, 28)):
+        images[i, :, y - 2 : y + 2, x - 2 : x + 2] = 5 + torch.rand(2, 4, 4)
+    plain = _backward.convolve
+
+    def spy(op, signals, walk):
+        out = plain(op, signals, walk)
+        sizes.append(out[0].data.numel())
+        return out
+
+    monkeypatch.setitem(rules.RULES, "conv2d", dataclasses.replace(rules.RULES["conv2d"], back=spy))
+    total, results = [], []
+    for large in (0.0, 1.0):
+        monkeypatch.setattr(_frames, "LARGE", large)
+        sizes.clear()
+        results.append(deconvviz.project(model, images, layer="4", progress=False))
+        total.append(sum(sizes))
+    assert total[0] < 0.9 * total[1]
+    assert torch.allclose(results[0].projections, results[1].projections, rtol=1e-5, atol=1e-7)
 
 
 def test_out_streams_to_a_file_that_loads_as_the_same(tmp_path: Path):
