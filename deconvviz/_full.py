@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 from .layers import Layer, held
-from .tape import record
+from .tape import Tape, record
 
 # receive(positions, output (b, classes), response (b, U, h, w) or None)
 Receive = Callable[["slice | Tensor", Tensor, "Tensor | None"], None]
@@ -20,7 +20,7 @@ MOST = 256  # images in a batch; more gain nothing
 
 def scan(
     network: nn.Module,
-    image: Tensor,
+    tape: Tape,
     fill: Tensor,
     boxes: Tensor,
     layer: Layer | None,
@@ -29,10 +29,11 @@ def scan(
     memory: int,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Run the network on `image` (1, C, H, W) with each of `boxes` (P, 4) covered by `fill` (C, H, W).
+    """Run the network on the recorded image (1, C, H, W) with each of `boxes` (P, 4) covered by `fill` (C, H, W).
 
     Must be called inside `_state.untouched`. `receive` gets every position once, in batches.
     """
+    image = tape.kept[0]
     edges = boxes.to(image.device)
     y = torch.arange(image.shape[2], device=image.device)
     x = torch.arange(image.shape[3], device=image.device)
@@ -42,12 +43,12 @@ def scan(
         inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
         return torch.where(inside, fill, image)
 
-    _run(Pass(network, image, layer, dtype), occluded, len(boxes), receive, memory)
+    _run(Pass(network, tape, layer, dtype), occluded, len(boxes), receive, memory)
 
 
 def scan_masks(
     network: nn.Module,
-    image: Tensor,
+    tape: Tape,
     fill: Tensor,
     masks: Tensor,
     layer: Layer | None,
@@ -57,6 +58,7 @@ def scan_masks(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Do what `scan` does for masks (P, H, W), bool or from 0 (seen) to 1 (covered)."""
+    image = tape.kept[0]
 
     def occluded(where: slice) -> Tensor:
         share = masks[where, None].to(image.device)
@@ -65,23 +67,20 @@ def scan_masks(
         share = share.to(image)
         return image * (1 - share) + fill * share
 
-    _run(Pass(network, image, layer, dtype), occluded, len(masks), receive, memory)
+    _run(Pass(network, tape, layer, dtype), occluded, len(masks), receive, memory)
 
 
 class Pass:
-    """A forward pass that gives the output and one layer's response; one is run on `image` (1, C, H, W) to learn how.
+    """A forward pass that gives the output and one layer's response; `tape` is one image's pass, with its tensors.
 
     `bytes` is about what one image of a batch needs.
     """
 
-    def __init__(self, network: nn.Module, image: Tensor, layer: Layer | None, dtype: torch.dtype | None) -> None:
-        self.network, self.layer = network, layer
+    def __init__(self, network: nn.Module, tape: Tape, layer: Layer | None, dtype: torch.dtype | None) -> None:
+        assert tape.output is not None
+        image = tape.kept[0]
+        self.network, self.layer, self.output = network, layer, tape.output
         self.device, self.dtype = image.device, dtype
-        with self._precision():
-            tape = record(network, image)
-        if tape.output is None:
-            raise ModelError("the model's output is not a tensor, expected (N, classes). Wrap it to return the scores.")
-        self.output = tape.output
         # An operation's input and output, a skip connection, and what a convolution sets aside.
         self.bytes = 4 * max(shape.numel() for shape in tape.shapes) * image.element_size()
 

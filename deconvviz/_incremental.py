@@ -9,19 +9,18 @@ the map, or where an operation has no local rule, whole tensors are computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import rules
 from ._backward import Pair, bound
 from ._changed import Part, Place, Unoccluded
+from ._local import stays, tensors, valid
 from .errors import UnsupportedOp
 from .layers import Layer, reach_all
-from .tape import Op, Tape, record
+from .tape import Op, Tape
 
 # Whole maps are cheaper than windows that cover more than this share of them: no gathering, larger convolutions.
 COVER = 0.8
@@ -36,7 +35,7 @@ Receive = Callable[[Tensor, Tensor, "Tensor | None"], None]
 
 def scan(
     network: nn.Module,
-    image: Tensor,
+    tape: Tape,
     fill: Tensor,
     boxes: Tensor,
     layer: Layer | None,
@@ -47,10 +46,11 @@ def scan(
 ) -> None:
     """Hand the network's outputs for every occluded image to `receive(positions, output, response)`.
 
-    Must be called inside `untouched`. `image` is (1, C, H, W), `fill` (C, H, W), `boxes` (P, 4) as (top, left, bottom,
-    right); `response` is the layer's (b, units, height, width) or None. `memory` bounds the bytes of one batch.
+    Must be called inside `untouched`. `tape` has all tensors of the image's own pass, `fill` is (C, H, W), `boxes`
+    (P, 4) hold (top, left, bottom, right); `response` is the layer's (b, units, height, width) or None. `memory` bounds
+    the bytes of one batch.
     """
-    tape = record(network, image.contiguous(memory_format=torch.channels_last), keep=None)
+    image = tape.kept[0]
     with torch.autocast(image.device.type, dtype, enabled=dtype not in (None, image.dtype)):
         scanner = _Scanner(tape, layer, fill, boxes, memory)
         for number, (positions, output, response) in enumerate(scanner.run()):
@@ -187,11 +187,11 @@ class _Scanner:
         top, left = rows.start * p["stride"][0], cols.start * p["stride"][1]  # on the padded map
         edges, read = (*borders[1], *borders[0]), (reads[0], reads[1])
         data = self.kept.gather(op.inputs[0], part, top, left, read, edges, outside)
-        return [Part(_valid(op, p, kernel, data), rows, cols)]
+        return [Part(valid(op, p, kernel, data), rows, cols)]
 
     def _in_place(self, op: Op, inputs: list[Part]) -> list[Part] | None:
         """Run an operation whose outputs sit where its inputs do; None when it moves or mixes positions."""
-        if not self._stays(op):
+        if not stays(op, self.tape, self.reaches):
             return None
         rule = rules.RULES[op.short]
         if rule.kind == "border":
@@ -207,38 +207,13 @@ class _Scanner:
             if op.short in ("view", "reshape", "view_as", "reshape_as", "unflatten", "flatten"):
                 data = [part.data.reshape(len(part.data), *shapes[0][1:-2], *part.data.shape[-2:])]
             else:
-                data = _tensors(op.replay([part.data]))
+                data = tensors(op.replay([part.data]))
         elif op.short == "relu":
             alone = self.uses[op.inputs[0]] == 1 and op.inputs[0] != getattr(self.layer, "value", None)
             data = [part.data.relu_() if alone else part.data.relu()]
         else:
-            data = _tensors(op.replay([x.data for x in inputs]))
+            data = tensors(op.replay([x.data for x in inputs]))
         return [Part(x, part.rows, part.cols) for x in data]
-
-    def _stays(self, op: Op) -> bool:
-        """Whether each position of the outputs depends on the same position of the inputs alone."""
-        rule = rules.RULES.get(op.short)
-        if rule is None:
-            return False
-        if rule.kind == "border":
-            return rules.RULES["pad"].local(op, self.tape)
-        if rule.kind not in ("rectifier", "identity", "normalization", "sum", "concatenation", "product", "view"):
-            return False
-        if op.short in ("layer_norm", "group_norm", "instance_norm"):
-            return False
-        if rule.refuse(op) is not None and rule.kind != "product":
-            return False
-        if rule.kind != "view" and not (rule.local(op, self.tape) or (op.short == "mul" and len(op.inputs) == 2)):
-            return False
-        ins, outs = ([self.reaches[v] for v in values] for values in (op.inputs, op.outputs))
-        for values, reaches in ((op.inputs, ins), (op.outputs, outs)):
-            for value, reach in zip(values, reaches, strict=True):
-                n = len(self.tape.shapes[value])
-                if reach.dims != (n - 2, n - 1) or self.tape.shapes[value][-2:] != self.tape.shapes[op.inputs[0]][-2:]:
-                    return False
-        if rule.kind != "view":
-            return True
-        return all(np.array_equal(a.lo, b.lo) for o in outs for a, b in ((o.rows, ins[0].rows), (o.cols, ins[0].cols)))
 
     def _border(self, op: Op, part: Part) -> list[Part]:
         margins = bound(op)["pad"]
@@ -254,7 +229,7 @@ class _Scanner:
             out = [op.replay([x[i : i + 1] for x in inputs]) for i in range(count)]
             out = [torch.cat(out)]
         else:
-            out = _tensors(op.replay(inputs))
+            out = tensors(op.replay(inputs))
         for value, tensor in zip(op.outputs, out, strict=True):
             if tensor.shape != (count, *self.tape.shapes[value][1:]):
                 raise UnsupportedOp(f"{op.where} mixes images of a batch; use method='full'.")
@@ -314,15 +289,6 @@ def _gathered(groups: Iterator[Tensor], limit: int) -> Iterator[list[Tensor]]:
         yield batch
 
 
-def _valid(op: Op, p: dict[str, Any], kernel: Pair, data: Tensor) -> Tensor:
-    """Run a convolution or pool without padding: the windows bring their own borders."""
-    if op.short == "conv2d":
-        return F.conv2d(data, p["weight"], p["bias"], p["stride"], 0, p["dilation"], p["groups"])
-    if op.short == "max_pool2d":
-        return F.max_pool2d(data, kernel, p["stride"], 0, p["dilation"])
-    return F.avg_pool2d(data, kernel, p["stride"], 0, divisor_override=p["divisor_override"])
-
-
 def _needed(tape: Tape, wanted: set[int]) -> list[Op]:
     """Drop the operations that nothing wanted depends on."""
     needed, out = set(wanted), []
@@ -331,7 +297,3 @@ def _needed(tape: Tape, wanted: set[int]) -> list[Op]:
             needed |= set(op.inputs)
             out.append(op)
     return out[::-1]
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else [x for x in result if isinstance(x, Tensor)]

@@ -15,6 +15,7 @@ from ._meter import Meter
 from ._occluder import Occluder
 from .errors import OptionError
 from .layers import Layer
+from .tape import Tape
 
 CPU_BYTES = 1_000_000_000
 GPU_SHARE = 0.5  # of what is free
@@ -62,7 +63,7 @@ class Scan:
     """Everything that is fixed while one image is scanned; runs inside `_state.untouched`."""
 
     network: nn.Module
-    image: Tensor
+    tape: Tape  # of the unoccluded image's pass, with all tensors
     fill: Tensor
     occluder: Occluder
     layer: Layer | None
@@ -71,7 +72,7 @@ class Scan:
     def run(self, meter: Meter, title: str) -> tuple[dict[str, Tensor], Tensor]:
         """Return the maps (…, R, C) and which positions were measured (R, C)."""
         rows, cols = self.occluder.shape
-        meter.open(rows * cols, self.image.device)
+        meter.open(rows * cols, self.fill.device)
         with tqdm(total=rows * cols, desc=title, unit=" positions", disable=not self.settings.progress) as bar:
             if self.settings.refine is None:
                 self._measure(meter, None, bar)
@@ -81,7 +82,7 @@ class Scan:
 
     def _measure(self, meter: Meter, which: Tensor | None, bar: Any) -> None:
         """Measure the positions `which` (n,), None for all, into their places."""
-        device = self.image.device
+        device = self.fill.device
 
         def receive(where: slice | Tensor, output: Tensor, response: Tensor | None) -> None:
             places = where if which is None else which[where]
@@ -101,8 +102,8 @@ class Scan:
             from . import _incremental
 
             scan = _incremental.scan
-        memory = self.settings.budget(self.image.device)
-        scan(self.network, self.image, self.fill, places[every], self.layer, receive, memory=memory, dtype=dtype)
+        memory = self.settings.budget(self.fill.device)
+        scan(self.network, self.tape, self.fill, places[every], self.layer, receive, memory=memory, dtype=dtype)
 
     def _refined(self, meter: Meter, step: int, bar: Any) -> tuple[dict[str, Tensor], Tensor]:
         shape = self.occluder.shape
@@ -131,7 +132,7 @@ class Scan:
             return None
         known = measured.flatten().nonzero().flatten()
         sample = known[torch.linspace(0, len(known) - 1, min(SAMPLE, len(known))).long()]
-        meter.open(len(sample), self.image.device)
+        meter.open(len(sample), self.fill.device)
         self._go("full", sample, meter.receive, None)
         exact = meter.maps()
         return {

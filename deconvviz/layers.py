@@ -85,7 +85,11 @@ def held(tape: Tape, layer: Layer) -> Tensor:
 
 def survey(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     """Run the network on one image and describe each layer."""
-    tape = record(network, image, saver=rules.Saving())
+    return described(record(network, image, saver=rules.Saving()))
+
+
+def described(tape: Tape) -> tuple[Layer, ...]:
+    """Describe each layer of a tape that was recorded with `rules.Saving`."""
     reaches = reach_all(tape)
     rows = []
     numbers = _numbers(tape, reaches)

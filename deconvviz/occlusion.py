@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import _occluder
+from . import _occluder, rules
 from ._full import Pass
 from ._maps import Occlusion as Occlusion
 from ._meter import Meter, Targets, check_output
 from ._scan import Scan, Settings
 from ._state import check_weights, placement, untouched, unwrapped
-from .errors import ImageError, OptionError, UnsupportedOp
+from .errors import ImageError, ModelError, OptionError, UnsupportedOp
 from .images import ImageSet, open_images
-from .layers import Layer, LayerTable, find, survey
+from .layers import Layer, LayerTable, described, find, held
+from .tape import Tape, record
 
 TOP = 4  # patches from other images
 
@@ -149,6 +150,13 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _made(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
+    """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
+    if tape.output is None:
+        raise ModelError("the model's output is not a tensor, expected (N, classes). Wrap it to return the scores.")
+    return tape.kept[tape.output], None if layer is None else layer.maps(held(tape, layer))
+
+
 @dataclass(frozen=True)
 class _Task:
     """One image (1, C, H, W) and everything that was asked about it."""
@@ -169,43 +177,45 @@ class _Task:
         fill, fill_name = self.filling.on(self.taken[0], self.occluder.size)
         method = self.settings.path(self.occluder)
         with untouched(self.model) as network:
-            layer = self._layer(network, image)
-            meter = exact = self._meter(network, image, layer, None)
+            # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
+            image = image.contiguous(memory_format=torch.channels_last)
+            tape = record(network, image, keep=None, saver=rules.Saving())
+            layer = self._layer(tape)
+            output, response = _made(tape, layer)
+            meter = exact = self._meter(output, response, layer)
             if self.settings.dtype is not None:
-                meter = self._meter(network, image, layer, self.settings.dtype)
-        names = _class_names(self.model, self.preprocess, self.names, meter.classes)
-        shown = self._projections(image, layer, meter.unit)  # it may refuse, and the scan is long
-        with untouched(self.model) as network:
-            scan = Scan(network, image, fill.to(image), self.occluder, layer, self.settings)
+                meter = self._meter(*Pass(network, tape, layer, self.settings.dtype)(image), layer)
+            names = _class_names(self.model, self.preprocess, self.names, meter.classes)
+            shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
+            scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
             maps, measured = scan.run(meter, title)
             deviation = scan.deviation(maps, measured, exact)
         facts = {"fill_name": fill_name, "method": method, "deviation": deviation, "class_names": names}
         return self._result(meter, layer, maps, fill=_stored(fill), measured=measured, **facts, **shown)
 
-    def _layer(self, network: nn.Module, image: Tensor) -> Layer | None:
+    def _layer(self, tape: Tape) -> Layer | None:
         """Return the layer asked for, or the deepest numbered one that comes before the output."""
-        rows = survey(network, image)
+        rows = described(tape)
         if self.targets.layer is not None:
             return find(rows, self.targets.layer)
         numbered = LayerTable(rows, (0, 0, 0)).numbered
         return numbered[-1] if numbered else None
 
-    def _meter(self, network: nn.Module, image: Tensor, layer: Layer | None, dtype: torch.dtype | None) -> Meter:
-        output, response = Pass(network, image, layer, dtype)(image)
+    def _meter(self, output: Tensor, response: Tensor | None, layer: Layer | None) -> Meter:
         targets = self.targets.resolved(check_output(output), layer)
         unit = None if response is None else int(response[0].sum((1, 2)).argmax())
         return Meter(targets, unit, output, response)
 
-    def _projections(self, image: Tensor, layer: Layer | None, unit: int | None) -> dict[str, Any]:
+    def _projections(self, tape: Tape, layer: Layer | None, unit: int | None) -> dict[str, Any]:
         """Return the fields for panel (c)."""
         if layer is None or unit is None:
             return {}
-        from .project import deconv, project
+        from .project import carried, project
 
         how = {"layer": layer.name, "preprocess": self.preprocess}
         shown: dict[str, Any] = {}
         with contextlib.suppress(UnsupportedOp):  # the maps do not need it
-            shown["projection"] = _stored(deconv(self.model, image, unit=unit, **how)[0])
+            shown["projection"] = _stored(carried(tape, layer, unit)[0])
         if self.others is not None:
             found = project(self.model, self.others, units=[unit], top=TOP, progress=self.settings.progress, **how)
             shown |= {"other_patches": found.patches[0], "other_projections": found.projections[0]}

@@ -20,7 +20,7 @@ from ._windows import Items
 from .errors import ImageError, OptionError, UnitError
 from .images import open_images
 from .layers import Layer, held, resolve
-from .tape import record
+from .tape import Tape, record
 from .topk import TopK
 from .topk import top as scan_top
 
@@ -78,13 +78,20 @@ def deconv(
         found = resolve(network, layer, batch)
         _check_unit(found, unit)
         tape = record(network, batch, until=found.value, keep=[found.value], saver=saving)
-        maps = found.maps(held(tape, found))[:, unit]
-        places = _positions(found, maps, position)
-        n = torch.arange(len(batch))
-        amounts = maps[n, places[:, 0], places[:, 1]]
-        start = begin(tape, found, amounts, torch.full((len(batch),), unit), places)
-        items = Items(n, places)
-        return items.whole(carry(tape, found, start, items, rule), batch.shape).data.contiguous()
+        return carried(tape, found, unit, position, rule)
+
+
+def carried(
+    tape: Tape, layer: Layer, unit: int, position: tuple[int, int] | None = None, rule: str = "deconvnet"
+) -> Tensor:
+    """Carry one unit's activation in each recorded image back to pixels (N, C, H, W)."""
+    maps = layer.maps(held(tape, layer))[:, unit]
+    places = _positions(layer, maps, position)
+    n = torch.arange(len(maps))
+    amounts = maps[n, places[:, 0], places[:, 1]]
+    start = begin(tape, layer, amounts, torch.full((len(maps),), unit), places)
+    items = Items(n, places)
+    return items.whole(carry(tape, layer, start, items, rule), tape.shapes[0]).data.contiguous()
 
 
 def _positions(layer: Layer, maps: Tensor, position: tuple[int, int] | None) -> Tensor:

@@ -15,6 +15,7 @@ from deconvviz import _incremental
 from deconvviz._state import untouched
 from deconvviz.errors import UnsupportedOp
 from deconvviz.layers import resolve
+from deconvviz.tape import record
 
 
 def brute(network, image, fill, boxes):
@@ -40,7 +41,8 @@ def scanned(network, image, fill, boxes, layer=None, **options):
 
     with untouched(network) as inner:
         found_layer = None if layer is None else resolve(inner, layer, image)
-        _incremental.scan(inner, image, fill, boxes, found_layer, receive, memory=1 << 28, **options)
+        tape = record(inner, image.contiguous(memory_format=torch.channels_last), keep=None)
+        _incremental.scan(inner, tape, fill, boxes, found_layer, receive, memory=1 << 28, **options)
     return found["output"], found.get("response")
 
 

@@ -64,8 +64,8 @@ def same(a, b):
         ({"target": 9}, 10**9, RuntimeError, OptionError),
         ({"size": 99}, 10**9, RuntimeError, OptionError),
         ({"layer": "nowhere"}, 10**9, RuntimeError, LayerError),
-        ({}, 2, RuntimeError, RuntimeError),
-        ({}, 4, KeyboardInterrupt, KeyboardInterrupt),
+        ({}, 0, RuntimeError, RuntimeError),
+        ({}, 1, KeyboardInterrupt, KeyboardInterrupt),
         ({"target": lambda output: 1 / 0}, 10**9, RuntimeError, ZeroDivisionError),
     ],
 )
