@@ -21,6 +21,7 @@ from ._walk import Walk as Walk
 from ._walk import present
 from ._windows import Grid, Signal
 
+
 def identity(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Pass the signal through."""
     return [signals[0]] + [None] * (len(op.inputs) - 1)

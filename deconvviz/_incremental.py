@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import rules
 from ._backward import Pair, bound
 from ._changed import Part, Place, Unoccluded
-from ._local import stays, tensors, valid
+from ._local import needed, stays, tensors, valid
 from .errors import UnsupportedOp
 from .layers import Layer, reach_all
 from .tape import Op, Tape
@@ -26,10 +26,10 @@ from .tape import Op, Tape
 COVER = 0.8
 # The largest tensor of a batch of windows: big enough for the convolutions, small enough to stay near the caches.
 WINDOW_BYTES = 24 << 20
-
 # Positions near a border change less: they travel in batches of their own, this many sizes per axis.
 SIZES = 4
 
+FULL = "Use method='full'."
 Receive = Callable[[Tensor, Tensor, "Tensor | None"], None]
 
 
@@ -59,6 +59,10 @@ def scan(
             receive(positions, output, response)
 
 
+class Unbatched(UnsupportedOp):
+    """An operation that was recorded for one image does not run for several as it stands."""
+
+
 def _confirm(network: nn.Module, occluded: Tensor, output: Tensor) -> None:
     """Run one occluded image through the network itself; a network that mixes the batch gives something else."""
     expected = network(occluded)
@@ -74,7 +78,7 @@ class _Scanner:
         assert tape.output is not None
         self.tape, self.layer, self.fill, self.boxes = tape, layer, fill, boxes
         self.kept, self.reaches = Unoccluded(tape), reach_all(tape)
-        self.ops = _needed(tape, {tape.output} | ({layer.value} if layer else set()))
+        self.ops = needed(tape, {tape.output} | ({layer.value} if layer else set()))
         self.last_use = {v: i for i, op in enumerate(self.ops) for v in op.inputs}
         self.uses = {v: sum(v in op.inputs for op in self.ops) for v in self.last_use}
         self.cut = self._cut()
@@ -222,18 +226,24 @@ class _Scanner:
 
     def _replay(self, op: Op, inputs: list[Tensor]) -> list[Tensor]:
         """Run an operation on whole tensors of B positions; it was recorded with one image."""
-        count, shape = len(inputs[0]), self.tape.shapes[op.outputs[0]]
-        if op.short in ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as"):
-            out = [inputs[0].reshape(count, *shape[1:])]
-        elif op.short in ("expand", "expand_as", "repeat", "tile"):
-            out = [op.replay([x[i : i + 1] for x in inputs]) for i in range(count)]
-            out = [torch.cat(out)]
-        else:
-            out = tensors(op.replay(inputs))
+        count = len(inputs[0])
+        try:
+            out = self._replayed(op, inputs, count)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise Unbatched(f"{op.where} ran for one image and cannot for several: {error}. {FULL}") from error
         for value, tensor in zip(op.outputs, out, strict=True):
             if tensor.shape != (count, *self.tape.shapes[value][1:]):
-                raise UnsupportedOp(f"{op.where} mixes images of a batch; use method='full'.")
+                raise Unbatched(f"{op.where} mixes images of a batch. {FULL}")
         return out
+
+    def _replayed(self, op: Op, inputs: list[Tensor], count: int) -> list[Tensor]:
+        if op.short in ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as"):
+            return [inputs[0].reshape(count, *self.tape.shapes[op.outputs[0]][1:])]
+        if op.short in ("expand", "expand_as", "repeat", "tile"):
+            return [torch.cat([op.replay([x[i : i + 1] for x in inputs]) for i in range(count)])]
+        return tensors(op.replay(inputs))
 
     def _cut(self) -> int:
         """The operation from which positions run in large batches: behind the last convolution and pool.
@@ -287,13 +297,3 @@ def _gathered(groups: Iterator[Tensor], limit: int) -> Iterator[list[Tensor]]:
         batch.append(group)
     if batch:
         yield batch
-
-
-def _needed(tape: Tape, wanted: set[int]) -> list[Op]:
-    """Drop the operations that nothing wanted depends on."""
-    needed, out = set(wanted), []
-    for op in reversed(tape.ops):
-        if needed & set(op.outputs):
-            needed |= set(op.inputs)
-            out.append(op)
-    return out[::-1]

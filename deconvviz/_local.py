@@ -52,3 +52,13 @@ def valid(op: Op, p: dict[str, Any], kernel: Pair, data: Tensor) -> Tensor:
 
 def tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [x for x in result if isinstance(x, Tensor)]
+
+
+def needed(tape: Tape, wanted: set[int]) -> list[Op]:
+    """Drop the operations that nothing wanted depends on."""
+    needed, out = set(wanted), []
+    for op in reversed(tape.ops):
+        if needed & set(op.outputs):
+            needed |= set(op.inputs)
+            out.append(op)
+    return out[::-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import _occluder, rules
 from ._full import Pass
+from ._incremental import Unbatched
 from ._maps import Occlusion as Occlusion
 from ._meter import Meter, Targets, check_output
 from ._scan import Scan, Settings
@@ -78,7 +79,8 @@ def occlude(
         masks: (P, H, W) bool, or 0 (seen) to 1 (covered), in place of a sliding window: superpixels, parts.
         edge: "clip" cuts the last window off at the image's edge: captum's grid, so numbers can be compared.
             "align" moves it back inside, so that every window has the full size.
-        method: "incremental", "full", or None: incremental unless a mask is no box.
+        method: "incremental", "full", or None: incremental unless a mask is no box, or the network (a transformer)
+            cannot be followed for several images at once; the result's `method` says which.
         preprocess: How a picture becomes the model's input, where the model does not say.
         memory: Bytes for a batch; None: 1 GB on a CPU, half of what is free on a GPU.
         dtype: torch.bfloat16 or float16 to trade accuracy for time; `deviation` reports what it costs.
@@ -188,7 +190,14 @@ class _Task:
             names = _class_names(self.model, self.preprocess, self.names, meter.classes)
             shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
             scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
-            maps, measured = scan.run(meter, title)
+            try:
+                maps, measured = scan.run(meter, title)
+            except Unbatched:
+                if method == self.settings.method:  # asked for
+                    raise
+                method = "full"
+                scan = replace(scan, settings=replace(self.settings, method=method))
+                maps, measured = scan.run(meter, title)
             deviation = scan.deviation(maps, measured, exact)
         facts = {"fill_name": fill_name, "method": method, "deviation": deviation, "class_names": names}
         return self._result(meter, layer, maps, fill=_stored(fill), measured=measured, **facts, **shown)
