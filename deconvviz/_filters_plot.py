@@ -34,8 +34,9 @@ def draw_filters(results: Mapping[str, Filters], figure: Any = None, *, scale: s
     if scale not in ("all", "filter"):
         raise OptionError(f"scale={scale!r} has no meaning here. Give 'all' or 'filter'.")
     columns = len(results)
-    figure = new_figure(figure, max(4.6, 3.3 * columns), 3.4 + 2.0 + 0.25 * columns)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, 2.0 + 0.25 * columns])
+    below = 1.2 + 1.1 * columns  # inches: a line of print for each bar
+    figure = new_figure(figure, max(4.6, 3.3 * columns), 3.4 + below)
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, below])
     axes = upper.subplots(1, columns, squeeze=False)[0]
     for axis, (name, result) in zip(axes, results.items(), strict=True):
         _sheet(axis, result, scale)

@@ -58,7 +58,7 @@ def _build(name: str, weights: str | None) -> Loaded:
     kind, _, rest = name.rpartition(":")
     if kind.endswith(".py"):
         return _from_file(Path(kind), rest, weights)
-    if not kind and name in zoo.names():
+    if not kind and zoo.knows(name):
         usual = "bundled" if _is_bundled(name) else None
         chosen = {None: usual, "random": None}.get(weights, weights)
         return Loaded(zoo.create(name, weights=chosen), random=chosen is None)

@@ -86,14 +86,15 @@ def draw_responses(results: Mapping[str, Responses], figure: Any = None) -> Any:
 # ---- invariance ------------------------------------------------------------------------------------------------------
 
 
-def draw_invariance(result: Invariance, figure: Any = None) -> Any:
+def draw_invariance(result: Invariance, figure: Any = None, *, examples: bool = True) -> Any:
     """Draw a row per transformation: examples, each layer's relative distance, the target's probability."""
     columns = len(result.layers) + 1
-    figure = new_figure(figure, 2.6 * columns, 3.2 * len(result.curves))
+    figure = new_figure(figure, 2.6 * columns, (3.5 if examples else 2.3) * len(result.curves))
     for row, part in enumerate(_rows(figure, len(result.curves))):
         curve = result.curves[row]
-        upper, lower = part.subfigures(2, 1, height_ratios=[1, 2.6])
-        _examples(upper, curve)
+        upper, lower = part.subfigures(2, 1, height_ratios=[1.3, 2.4]) if examples else (None, part)
+        if examples:
+            _examples(upper, curve)
         axes = lower.subplots(1, columns)
         relative = result.relative(curve.kind)
         for column, axis in enumerate(axes):

@@ -61,8 +61,8 @@ def amounts_of(
 ) -> dict[str, Sequence[float]]:
     """Return kind to amounts for images of `size` (height, width), as given or as in the paper."""
     usual: dict[str, Sequence[float]] = {
-        "vertical": torch.linspace(-60, 60, 25).mul(size[0] / 224).tolist(),
-        "horizontal": torch.linspace(-60, 60, 25).mul(size[1] / 224).tolist(),
+        "vertical": _shifts(size[0]),
+        "horizontal": _shifts(size[1]),
         "scale": torch.linspace(1, 1.8, 17).tolist(),
         "rotation": [float(x) for x in range(0, 360, 10)],
     }
@@ -76,3 +76,9 @@ def amounts_of(
                 f"the amounts of {name!r} are {amounts!r}: expected finite numbers, positive for a scale."
             )
     return wanted
+
+
+def _shifts(length: int) -> list[float]:
+    """Return at most 25 shifts, ±60 of 224 in proportion. Whole pixels: others blur, and the blur would be measured."""
+    steps = torch.linspace(-60, 60, 25).mul(length / 224).round().unique().tolist()
+    return [float(step) for step in steps]

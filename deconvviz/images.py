@@ -91,8 +91,8 @@ class ImageSet:
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the first image, images (n, C, H, W)) in order from image `start`.
 
-        The last batch may be short.         `workers` processes decode files and read datasets; the batches
-        are the same for any number of them.
+        The last batch may be short. `workers` processes decode files and read datasets; the batches are the same for
+        any number of them.
         """
         if batch_size < 1 or workers < 0:
             raise OptionError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0.")
@@ -173,7 +173,7 @@ def open_images(model: nn.Module, images: object = None, preprocess: object = No
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, Tensor):
-        return _from_tensor(model, images, preprocess)
+        return _from_tensor(model, images.detach(), preprocess)
     if isinstance(images, (DataLoader, Dataset)):
         return _from_dataset(model, images, preprocess)
     if images is None:

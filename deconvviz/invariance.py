@@ -97,11 +97,11 @@ class Invariance(Result):
                 lines.append(f"{curve.kind}, layer {name}: {first:.3g}, {top:.3g}, {line:.3g}")
         return "\n".join(lines)
 
-    def plot(self, figure: Any = None) -> Any:
+    def plot(self, figure: Any = None, *, examples: bool = True) -> Any:
         """Draw the paper's Fig. 5: examples, relative distance per layer, probability; return the figure."""
         from ._studies_plot import draw_invariance
 
-        return draw_invariance(self, figure)
+        return draw_invariance(self, figure, examples=examples)
 
 
 def invariance(
@@ -126,8 +126,9 @@ def invariance(
         >>> result["scale"].distance.shape, result["scale"].probability.shape
         (torch.Size([2, 2, 3]), torch.Size([2, 3]))
 
-    The image as the network sees it, after preprocessing, is resampled bilinearly about its centre; a shift by whole
-    pixels copies them. Distances are taken between whole feature maps, in float64.
+    The image as the network sees it, after preprocessing, is resampled bilinearly about its centre. A shift by whole
+    pixels copies them; everything else blurs a little, which features of fine detail notice as well. Distances are
+    taken between whole feature maps, in float64.
 
     Args:
         model: The network; left as it was found. Its output (N, classes) counts as logits.
@@ -136,7 +137,7 @@ def invariance(
         layers: Numbers or module paths; None: the first numbered one and the features before the last linear layer
             (layers 1 and 7 of the paper).
         transforms: Kinds out of "vertical", "horizontal", "scale", "rotation" for the default amounts: ±60 of 224
-            pixels in proportion, in 25 steps; 1 to 1.8 in 17; 0° to 350° in 36. Or kind to amounts.
+            pixels in proportion, in 25 steps of whole pixels; 1 to 1.8 in 17; 0° to 350° in 36. Or kind to amounts.
         targets: Class index per image; "labels" for the labels that come with the images, which must then be class
             indices or names on the model's card; None: the class that the model finds most probable in the original.
         fill: What comes in from outside: None: 0 in the model's input space, the mean colour where the mean is
@@ -162,10 +163,10 @@ def invariance(
     wanted = {kind: torch.tensor(list(a), dtype=torch.float64) for kind, a in amounts_of(transforms, size).items()}
     move = mover(fill, images, opened)
     with reading(model, opened, layers, usual="first") as reader:
-        known = _known_targets(model, opened, targets)
+        known = _known_targets(model, opened, targets, ids)
         state = _Study(reader, wanted, move, batch_size)
-        for number in tqdm(ids, unit=" images", disable=not progress, desc="invariance"):
-            state.add(number, None if known is None else known[number])
+        for place, number in enumerate(tqdm(ids, unit=" images", disable=not progress, desc="invariance")):
+            state.add(number, None if known is None else known[place])
         return state.result(opened.invert)
 
 
@@ -230,12 +231,19 @@ class _Study:
         )
 
 
-def _known_targets(model: nn.Module, images: ImageSet, targets: object) -> list[int] | None:
+def _known_targets(model: nn.Module, images: ImageSet, targets: object, ids: Sequence[int]) -> list[int] | None:
+    """Return the class of each of the images `ids`, or None: the most probable ones."""
     if targets is None:
         return None
-    labels = labels_of(model, images, None if isinstance(targets, str) else targets)
-    if isinstance(targets, str) and targets != "labels":
-        raise OptionError(f"targets={targets!r}: expected class indices, 'labels' or None.")
+    if isinstance(targets, str):
+        if targets != "labels":
+            raise OptionError(f"targets={targets!r}: expected class indices, 'labels' or None.")
+        every = labels_of(model, images, None)
+        labels = [every[i] for i in ids]
+    else:
+        labels = targets.tolist() if isinstance(targets, Tensor) else list(targets)  # type: ignore[call-overload]
+        if len(labels) != len(ids):
+            raise OptionError(f"there are {len(labels)} targets for {len(ids)} images, expected one per image.")
     card = getattr(model, "card", None)
     classes = [str(c) for c in getattr(card, "classes", None) or ()]
     folders = [str(f) for f in (getattr(card, "training", None) or {}).get("folders", ())]

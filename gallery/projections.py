@@ -2,54 +2,64 @@
 
     python gallery/projections.py
 
-The photos and their licences are in gallery/SOURCES.md.
+Fig. 2 of the ZFNet paper. The photos and their licences are in gallery/SOURCES.md, which this script writes, too.
 """
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import version
-from pathlib import Path
+from publishing import HERE, publish
 
 import deconvviz
+from deconvviz.samples import PHOTOS
 
-FOLDER = Path(__file__).parent
+UNITS = {1: 16, 2: 16, 3: 9, 4: 9, 5: 9}  # upper layers have larger tiles
 
 
 def draw(network: str) -> None:
     model = deconvviz.zoo.create(network, weights="bundled")
-    scan = deconvviz.top(model, layers=[1, 2, 3, 4, 5])
-    for number in range(1, 6):
-        result = deconvviz.project(model, layer=number, top=scan)
-        name = f"{network}-layer-{number}"
-        result.plot(title=f"{network}, layer {number}").savefig(FOLDER / f"{name}.png")
-        conditions = {
-            "figure": f"{name}.png",
-            "model": network,
-            "weights": "bundled",
-            "layer": result.layer,
-            "units": result.units.tolist(),
-            "images": f"{scan.count} windows of the sample photos",
-            "versions": {p: version(p) for p in ("deconvviz", "torch", "matplotlib", "scikit-image")},
-            "command": "python gallery/projections.py",
-        }
-        (FOLDER / f"{name}.json").write_text(json.dumps(conditions, indent=2) + "\n")
+    scan = deconvviz.top(model, layers=[1, 2, 3, 4, 5], progress=False)
+    for number, count in UNITS.items():
+        there = len(scan[number].values)
+        units = [i * there // count for i in range(count)]
+        result = deconvviz.project(model, layer=number, top=scan, units=units, progress=False)
+        publish(
+            f"{network}-layer-{number}",
+            result.plot(title=f"{network}, layer {number}"),
+            model=network,
+            weights="bundled",
+            layer=result.layer,
+            units=units,
+            images=f"{scan.count} windows of the sample photos",
+            command="python gallery/projections.py",
+            results={
+                "receptive field": list(result.patches.shape[-2:]),
+                "photos per unit": _photos_per_unit(model, result),
+            },
+        )
+
+
+def _photos_per_unit(model: object, result: deconvviz.Projections) -> float:
+    """Return from how many of the sample photos the nine strongest windows of a unit come, mean over units."""
+    from deconvviz.preprocess import preprocess_for
+    from deconvviz.samples import samples
+
+    labels = samples(64, preprocess=preprocess_for(model)).labels
+    return sum(len({labels[i] for i in row}) for row in result.image_ids.tolist()) / len(result.image_ids)
 
 
 def sources() -> None:
-    """Write SOURCES.md from the table of the sample photos."""
-    from deconvviz.samples import PHOTOS
-
     lines = [
         "# Photos in this folder",
         "",
-        "All come with Python packages, under the licences named here.",
+        "Every photo that a picture here shows, whole, in part or in windows, is one of these. All come with the Python",
+        "packages scikit-image and matplotlib, under the licences named here. Where a study needs images that may not be",
+        "published (Tiny-ImageNet, CIFAR-10), its picture shows numbers only.",
         "",
         "| photo | title | author | licence | source |",
         "|---|---|---|---|---|",
     ]
     lines += [f"| {p.name} | {p.title} | {p.author} | {p.licence} | {p.source} |" for p in PHOTOS]
-    (FOLDER / "SOURCES.md").write_text("\n".join(lines) + "\n")
+    (HERE / "SOURCES.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from deconvviz.errors import ModelError, OptionError
 from deconvviz.images import Preprocess, open_images
 from deconvviz.invariance import Curve, Invariance, invariance
 
+PIXELS = Preprocess((16, 16), 16, (0.5,) * 3, (0.5,) * 3)
+
 
 def images(count=2, height=8, width=8, seed=0):
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
@@ -112,6 +114,9 @@ def test_the_usual_amounts_are_the_papers_in_proportion():
     assert usual["vertical"][0] == -60 and usual["horizontal"][-1] == 30 and len(usual["vertical"]) == 25
     assert usual["scale"][0] == 1 and usual["scale"][-1] == pytest.approx(1.8)
     assert usual["rotation"] == [10.0 * n for n in range(36)]
+    shifts = module.amounts_of(["vertical"], (64, 64))["vertical"]
+    assert shifts == [round(a) for a in shifts] and 0 in shifts and min(shifts) == -17 and max(shifts) == 17
+    assert module.amounts_of(["horizontal"], (8, 8))["horizontal"] == [-2, -1, 0, 1, 2]
 
 
 def test_the_usual_layers_are_the_first_and_the_last_features():
@@ -141,6 +146,13 @@ def test_a_straight_line_is_linear_and_a_jump_is_not():
 def test_relative_distance_is_of_the_original_norm():
     result = made([[[0, 3.0], [0, 5.0]]], [1, 1.5], "scale", [[2, 0]])
     assert result.relative("scale").tolist() == [[[0, 1.5], [0, math.inf]]]
+
+
+def test_the_sample_photos_take_one_target_each():
+    twelve = invariance(network(), None, preprocess=PIXELS, transforms={"scale": [1.0]}, progress=False).targets
+    given = (twelve + 1) % 5
+    result = invariance(network(), None, preprocess=PIXELS, targets=given, transforms={"scale": [1.0]}, progress=False)
+    assert torch.equal(result.targets, given)
 
 
 def test_targets_may_be_given_or_come_with_the_images():
@@ -183,7 +195,7 @@ def test_labels_by_name_are_looked_up_on_the_card(tmp_path):
         ({"transforms": {"rotation": []}}, "expected finite numbers"),
         ({"transforms": {"vertical": [math.nan]}}, "expected finite numbers"),
         ({"fill": "gray"}, "expected a number, 'edge', 'reflect' or None"),
-        ({"targets": [0]}, "there are 1 labels for 2 images"),
+        ({"targets": [0]}, "there are 1 targets for 2 images"),
         ({"targets": [0, 5]}, "target 5 of image 1: the model has classes 0 to 4"),
         ({"targets": "names"}, "the images come without labels|expected class indices"),
         ({"targets": "labels"}, "the images come without labels"),
@@ -218,3 +230,17 @@ def test_the_picture_has_a_row_per_transformation():
     assert len(figure.subfigs) == 2
     assert [len(part.subfigs[0].axes) for part in figure.subfigs] == [2, 3]  # the examples
     assert all(len(part.subfigs[1].axes) == 3 for part in figure.subfigs)
+
+
+def test_a_picture_may_go_without_the_images():
+    """Of images that may not be published only the curves are drawn."""
+    result = made([[[1, 0, 1.0]], [[2, 0, 2.0]]], [-1, 0, 1])
+
+    def shown(figure):
+        return [
+            axis for part in figure.subfigs for inner in part.subfigs or [part] for axis in inner.axes if axis.images
+        ]
+
+    assert len(shown(result.plot())) == 2
+    figure = result.plot(examples=False)
+    assert not shown(figure) and len(figure.subfigs[0].axes) == 3

@@ -58,6 +58,18 @@ def names() -> list[str]:
     return sorted((*_NETWORKS, *_resnet_cifar.COMMON))
 
 
+def knows(name: str) -> bool:
+    """Say whether a name is for `create` to build or to refuse: one of the zoo, or FAMILY-N of the CIFAR networks.
+
+    "resnet18" is not: it is torchvision's.
+
+    Example:
+        >>> zoo.knows("resnet-26"), zoo.knows("resnet18")
+        (True, False)
+    """
+    return name in _NETWORKS or (_resnet_cifar.matches(name) and "-" in name)
+
+
 def create(
     name: str,
     *,
@@ -84,7 +96,7 @@ def create(
             papers' own are Kaiming's.
 
     Returns:
-        The module, (N, 3, *card.input_size) to (N, num_classes).
+        The module, `(N, 3, *card.input_size)` to (N, num_classes).
 
     Raises:
         ModelError: no network of that name, or none with such weights; a package that it needs is missing.
