@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .invariance import Invariance as Invariance
     from .invariance import invariance as invariance
     from .layers import layers as layers
+    from .methods import MethodComparison as MethodComparison
+    from .methods import compare_methods as compare_methods
     from .neighbours import Neighbours as Neighbours
     from .neighbours import nearest as nearest
     from .occlusion import Occlusion as Occlusion
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .project import project as project
     from .recorder import Recorder as Recorder
     from .recorder import Recording as Recording
+    from .report import report as report
     from .responses import Responses as Responses
     from .responses import response_std as response_std
     from .topk import TopK as TopK
@@ -63,6 +66,7 @@ __all__ = [
     "ImageError",
     "Invariance",
     "LayerError",
+    "MethodComparison",
     "ModelError",
     "Neighbours",
     "Occlusion",
@@ -78,6 +82,7 @@ __all__ = [
     "UnsupportedOp",
     "audit",
     "compare_filters",
+    "compare_methods",
     "correspondence",
     "deconv",
     "filters",
@@ -87,6 +92,7 @@ __all__ = [
     "occlude",
     "probe",
     "project",
+    "report",
     "response_std",
     "top",
     "train",
@@ -102,6 +108,7 @@ _HOME = {
     "ImageError": "errors",
     "Invariance": "invariance",
     "LayerError": "errors",
+    "MethodComparison": "methods",
     "ModelError": "errors",
     "Neighbours": "neighbours",
     "Occlusion": "occlusion",
@@ -117,6 +124,7 @@ _HOME = {
     "UnsupportedOp": "errors",
     "audit": "audit",
     "compare_filters": "filters",
+    "compare_methods": "methods",
     "correspondence": "correspondence",
     "deconv": "project",
     "filters": "filters",
@@ -126,6 +134,7 @@ _HOME = {
     "occlude": "occlusion",
     "probe": "probe",
     "project": "project",
+    "report": "report",
     "response_std": "responses",
     "top": "topk",
     "train": "train",

@@ -173,6 +173,25 @@ def _add_top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="top.safetensors", help="default: %(default)s")
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    _add_images(parser)
+    add = parser.add_argument
+    add("--layers", type=_layer_list, help="such as 1,2,3 or layer3,layer4; default: those of 1 to 5 there are")
+    add("--units", type=_unit_list, help='"all", "0,5,9" or "0-15"; default: the strongest of each layer')
+    add("--most", type=int, default=64, help="how many of the strongest; default: %(default)s")
+    add("--k", type=int, default=9, help="images per unit; default: %(default)s")
+    add("--occlusion", type=int, help="images with occlusion maps; default: 4 where the network classifies")
+    add("--classes", metavar="FILE", help="names of the classes, one a line; default: those that are known")
+    add("--rule", choices=("deconvnet", "guided", "backprop"), default="deconvnet", help="default: %(default)s")
+    add("--allow-gradient", action="store_true", help="plain gradient for operations without a rule")
+    add("--batch-size", type=int, default=32, help="images per forward pass; default: %(default)s")
+    add("--workers", type=int, default=0, help="processes that read images")
+    add("--title", help="the page's heading")
+    add("--out", metavar="PAGE.html", default="report.html", help="default: %(default)s")
+    add("--quiet", action="store_true", help="no progress")
+
+
 def _add_recording(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", help="what train --record wrote, also while it runs")
@@ -215,6 +234,7 @@ _COMMANDS = {
     "deconv": ("full-size projection of one unit for given images", _add_deconv),
     "occlude": ("what the network's answer depends on: five panels of an occlusion scan", _add_occlude),
     "top": ("strongest images of every unit of several layers", _add_top),
+    "report": ("one page to look through: units, projections, filters, occlusion maps", _add_report),
     "recording": ("what units saw over the epochs of a training", _add_recording),
     "train": ("train a network on a folder of images", _add_train),
 }

@@ -1,4 +1,4 @@
-"""The demo: layers 1-5 of a shipped network over the sample photos, as pictures and one page."""
+"""The demo: layers 1-5 of a shipped network over the sample photos, as pictures, a page of them and the explorer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from typing import Any, cast
 
 from . import plot
 from ._store import replacing
-from .images import open_images
+from .images import ImageSet, open_images
 from .project import Projections, project
+from .report import report
 from .topk import top
 from .zoo import Card, create
 
 LAYERS = (1, 2, 3, 4, 5)
 UNITS = 16
+EXPLORER = "report.html"
+_OCCLUDED = ("coffee", "chelsea", "hopper", "astronaut")  # photos of things, of which the network knows some
 _CAPTIONS = {
     1: "Edges of every direction and patches of colour. In the first layer a projection is a filter itself.",
     2: "Corners, crossings, parallel lines and curves: pieces made of several edges.",
@@ -36,9 +39,12 @@ def run(
     seed: int | None = None,
     images: Any = None,
     weights: str | None = "bundled",
+    most: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Write layer-1.png … layer-5.png and index.html for the network, or for both in a folder each.
+    """Write layer-1.png … layer-5.png, index.html with them and report.html with all units, for one network or both.
+
+    Both get a folder each.
 
     Example:
         >>> run("deconvviz-demo")  # doctest: +SKIP
@@ -50,19 +56,21 @@ def run(
         seed: Draws the units that are shown; None spreads them evenly over each layer.
         images: Other images than the sample photos, as `project` takes them.
         weights: As `zoo.create` takes them.
+        most: How many of each layer's units the explorer holds, the strongest; None: all.
         progress: Say on stderr what is being done.
 
     Returns:
         The pages that were written.
     """
     if network == "both":
-        each = {"network": network, "seed": seed, "images": images, "weights": weights, "progress": progress}
-        return [run(Path(out) / name, **{**each, "network": name})[0] for name in ("zfnet64", "alexnet64")]
+        each: dict[str, Any] = {"seed": seed, "images": images, "weights": weights, "most": most, "progress": progress}
+        return [run(Path(out) / name, network=name, **each)[0] for name in ("zfnet64", "alexnet64")]
     started = time.perf_counter()
     model = create(network, weights=weights)
     _tell(progress, f"{network}: looking for the strongest images of every unit of layers 1-5")
+    facts = {"Images": "the sample photos, in windows"} if images is None else None
     images = open_images(model, images)
-    scan = top(model, images, layers=LAYERS, k=9, progress=progress)
+    scan = top(model, images, layers=LAYERS, k=9, progress=progress)  # the only one: grids and explorer share it
     sections = []
     for layer in LAYERS:
         result = project(
@@ -77,10 +85,19 @@ def run(
         _write(picture, plot.png(result.plot(title=f"{network}, layer {layer}")))
         _tell(progress, f"wrote {picture}")
         sections.append(_section(layer, result, picture.name))
+    units: dict[str, Any] = {"units": "all"} if most is None else {"most": most}
+    _explorer(model, images, Path(out) / EXPLORER, top=scan, facts=facts, progress=progress, **units)
     took = f"{scan.count:,} images looked through, {time.perf_counter() - started:.0f} seconds in all"
     page = Path(out) / "index.html"
     _write(page, _page(cast(Card, model.card), sections, took).encode())
     return [page]
+
+
+def _explorer(model: Any, images: ImageSet, page: Path, progress: bool, **options: Any) -> None:
+    labels = images.labels or []
+    shown = [labels.index(name) for name in _OCCLUDED if name in labels]
+    report(model, images, occlusion=shown or None, out=page, progress=progress, **options)
+    _tell(progress, f"wrote {page}")
 
 
 def _units(count: int, seed: int | None) -> list[int] | None:
@@ -115,7 +132,8 @@ def _section(number: int, result: Projections, picture: str) -> str:
 def _page(card: Card, sections: Sequence[str], took: str) -> str:
     facts = [(escape(name), escape(text)) for name, text in _facts(card, took)]
     rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in facts)
-    return _PAGE.format(name=escape(card.name), style=_STYLE, sections="\n".join(sections), rows=rows)
+    parts = {"style": _STYLE, "explorer": EXPLORER, "sections": "\n".join(sections), "rows": rows}
+    return _PAGE.format(name=escape(card.name), **parts)
 
 
 def _facts(card: Card, took: str) -> list[tuple[str, str]]:
@@ -132,7 +150,7 @@ def _facts(card: Card, took: str) -> list[tuple[str, str]]:
 
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1d2129; --soft: #5c6370; --line: #e3e5e9; }
+:root { color-scheme: light; --ink: #1d2129; --soft: #5c6370; --line: #e3e5e9; --accent: #c2410c; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink);
   font: 17px/1.6 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -144,6 +162,9 @@ dt { font-weight: 600; margin-top: .75rem; }
 dd { margin: 0; }
 figure { margin: 1rem 0 0; overflow-x: auto; }
 img { display: block; width: 100%; min-width: 860px; height: auto; }
+.explore { display: inline-block; margin: 1.25rem 0 .5rem; padding: .6rem 1.1rem; border-radius: .5rem;
+  background: var(--accent); color: #fff; font-weight: 600; text-decoration: none; }
+.explore:focus-visible { outline: 2px solid var(--ink); outline-offset: 2px; }
 figcaption { position: sticky; left: 0; max-width: 90vw; margin-top: .5rem;
   color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; font-size: .9rem; max-width: 60rem; }
@@ -179,6 +200,7 @@ scale.</dd>
 <dt>Tiles grow with the layers</dt>
 <dd>A tile is all that the unit can see. Where that reaches beyond the photo, the tile is gray.</dd>
 </dl>
+<a class="explore" href="{explorer}">Explore all units, filters and occlusion maps</a>
 {sections}
 <section>
 <h2>The network</h2>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._arguments import _add_images, _add_model, _layer_list, _number_or_name, _unit_list
+from ._arguments import _add_images, _add_model, _layer_list, _number_or_name, _pair, _unit_list
 
 
 def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
@@ -99,11 +99,43 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     _add_out(parser, "probe")
 
 
+def _add_compare_methods(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="an image file")
+    add(
+        "--target",
+        type=_class_or_unit,
+        help="class, LAYER:UNIT or LAYER: (its strongest); default: the most probable class",
+    )
+    add("--methods", type=_names, help="out of deconvnet,guided,gradient,gradcam,integrated,occlusion; default: all")
+    add("--layer", type=_number_or_name, help="whose maps Grad-CAM weighs; default: the deepest with a number")
+    add("--size", type=_pair, help="of the occluder, pixels; default: a seventh of the short side")
+    add("--stride", type=_pair, help="pixels between its positions; default: half the size")
+    add("--stages", type=int, default=8, help="depths of random weights, 0 for none; default: %(default)s")
+    add("--draws", type=int, default=1, help="how often weights are drawn; default: %(default)s")
+    add("--seed", type=int, default=0)
+    add("--randomized", metavar="FILE.png", help="the same maps with random weights, from the output down")
+    _add_out(parser, "methods")
+
+
+def _class_or_unit(text: str) -> int | tuple[int | str, int | None]:
+    """Read "207", "features.8:12", or "5:" for the strongest unit of layer 5."""
+    layer, colon, unit = text.rpartition(":")
+    try:
+        return (_number_or_name(layer), int(unit) if unit else None) if colon else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a class, LAYER:UNIT, or LAYER: for its strongest"
+        ) from None
+
+
 STUDIES = {
     "filters": ("first-layer filters as a picture and as numbers, of one network or several", _add_filters),
     "responses": ("standard deviation of each layer's responses", _add_responses),
     "nearest": ("images nearest to others in the features of a layer", _add_nearest),
     "invariance": ("how features change when images move, grow and turn", _add_invariance),
     "correspondence": ("whether masking a part means the same in several images", _add_correspondence),
+    "compare-methods": ("deconvnet, gradient, Grad-CAM, … side by side, and with random weights", _add_compare_methods),
     "probe": ("accuracy of a linear classifier on each layer's features", _add_probe),
 }

@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import parser
-from .errors import DeconvvizError, ImageError
+from .errors import DeconvvizError, ImageError, OptionError
 
 if TYPE_CHECKING:
     from ._models import Loaded
@@ -110,6 +111,23 @@ def _occlude(options: argparse.Namespace) -> None:
             print(f"wrote {path}")
 
 
+def _compare_methods(options: argparse.Namespace) -> None:
+    import deconvviz
+
+    model, preprocess, _ = _load(options)
+    names = "target methods layer size stride stages draws seed".split()
+    chosen = {name: getattr(options, name) for name in names}
+    progress = not options.quiet
+    result = deconvviz.compare_methods(model, options.image, **chosen, preprocess=preprocess, progress=progress)
+    print(result)
+    if options.save:
+        result.save(options.save)
+        print(f"wrote {options.save}")
+    _write(options.out, result.plot())
+    if options.randomized:
+        _write(options.randomized, result.plot(what="randomized"))
+
+
 def _top(options: argparse.Namespace) -> None:
     import deconvviz
 
@@ -120,6 +138,28 @@ def _top(options: argparse.Namespace) -> None:
         middle, most = strongest.median(), strongest.max()
         print(f"{found.name}: {units} units; their strongest activation: median {middle:.3g}, most {most:.3g}")
     print(f"wrote {options.out}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    import deconvviz
+
+    loaded = _load(options)
+    names = "layers units most k occlusion rule allow_gradient batch_size workers title out".split()
+    chosen = {name: getattr(options, name) for name in names}
+    classes = options.classes and _lines(options.classes)
+    weights = "random" if loaded.random else Path(options.weights or "the ones that come with it").name
+    given = {} if hasattr(loaded.model, "card") else {"Network": options.model, "Weights": weights}
+    known = {"class_names": classes, "facts": given, "preprocess": loaded.preprocess, "progress": not options.quiet}
+    name = options.model.rpartition(":")[2] + " with random weights" * loaded.random
+    chosen["title"] = options.title or f"What {name} sees"
+    print(f"Open {deconvviz.report(loaded.model, options.images, **chosen, **known)} in a browser.")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise OptionError(f"cannot read the class names {path}: {error}. Give a text file, one name a line.") from error
 
 
 def _recording(options: argparse.Namespace) -> None:
@@ -140,9 +180,8 @@ def _train(options: argparse.Namespace) -> None:
 
     import deconvviz
 
-    in_zoo = options.model in deconvviz.zoo.names()
     result = deconvviz.train(
-        options.model if in_zoo else _load(options).model,
+        options.model if deconvviz.zoo.knows(options.model) else _load(options).model,
         options.data,
         out=options.out,
         recipe=options.recipe,
@@ -196,7 +235,9 @@ _COMMANDS = {
     "project": _project,
     "deconv": _deconv,
     "occlude": _occlude,
+    "compare-methods": _compare_methods,
     "top": _top,
+    "report": _report,
     "recording": _recording,
     "train": _train,
     **dict.fromkeys(("filters", "responses", "nearest", "invariance", "correspondence", "probe"), _study),

@@ -56,6 +56,19 @@ def test_layers_prints_the_table(capsys):
     assert "receptive field" in capsys.readouterr().out
 
 
+def test_any_cifar_network_goes_by_its_name(capsys, monkeypatch):
+    assert cli.main(["layers", "resnet-26"]) == 0
+    assert "receptive field" in capsys.readouterr().out
+    assert load_model("resnet18").model.fc.out_features == 1000  # without the dash it is torchvision's
+    assert cli.main(["layers", "resnet-21"]) == 2
+    assert "Did you mean 'resnet-20'" in capsys.readouterr().err
+    seen = []
+    result = type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c"})
+    monkeypatch.setattr(deconvviz, "train", lambda model, data, **options: seen.append(model) or result)
+    assert cli.main(["train", "preresnet-26", "--data", "photos", "--out", "runs"]) == 0
+    assert seen == ["preresnet-26"]
+
+
 def test_audit_prints_the_rules(capsys):
     assert cli.main(["audit", "zfnet64", "--weights", "random"]) == 0
     assert "max(signal, 0)" in capsys.readouterr().out
@@ -227,7 +240,7 @@ def test_weights_that_do_not_fit_are_refused(net, tmp_path):
 
 def demo(out, **options):
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    return run_demo(out, images=images, weights=None, progress=False, **options)
+    return run_demo(out, images=images, weights=None, most=2, progress=False, **options)
 
 
 def test_the_demo_writes_five_pictures_and_a_page_that_shows_them(tmp_path):
@@ -235,7 +248,8 @@ def test_the_demo_writes_five_pictures_and_a_page_that_shows_them(tmp_path):
     text = page.read_text(encoding="utf-8")
     shown = re.findall(r'src="([^"]+)"', text)
     assert shown == [f"layer-{n}.png" for n in range(1, 6)]
-    assert sorted(p.name for p in page.parent.iterdir()) == ["index.html", *shown]
+    assert sorted(p.name for p in page.parent.iterdir()) == ["index.html", *shown, "report.html"]
+    assert 'href="report.html"' in text
     for name in shown:
         with Image.open(page.parent / name) as picture:
             picture.verify()

@@ -83,6 +83,10 @@ class Network(nn.Module):
 Call = tuple[Any, dict[str, Any]]
 CALLS: dict[str, Call] = {
     "audit": (lambda m, x, **o: deconvviz.audit(m, **{"images": x, **o}), {"images": torch.zeros(2)}),
+    "compare_methods": (
+        lambda m, x, **o: deconvviz.compare_methods(m, x[:1], **{"stages": 1, "size": 8, "progress": False, **o}),
+        {"target": 99},
+    ),
     "deconv": (lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": 2, "unit": 1, **o}), {"unit": 99}),
     "deconv guided": (
         lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": 2, "unit": 1, "rule": "guided", **o}),
@@ -222,4 +226,14 @@ def test_the_table_has_every_function_that_takes_a_model():
 
 
 # These have the same test beside their own.
-ELSEWHERE = {"correspondence", "filters", "invariance", "nearest", "occlude", "probe", "response_std", "train"}
+ELSEWHERE = {
+    "correspondence",
+    "filters",
+    "invariance",
+    "nearest",
+    "occlude",
+    "probe",
+    "report",
+    "response_std",
+    "train",
+}

@@ -1,0 +1,121 @@
+// One unit: its tiles, the whole image behind the chosen one, and the numbers.
+
+function tileButtons(group, layer, at, what) {
+  const count = layer.images[at].length;
+  group.style.setProperty("--columns", layer.columns);
+  group.style.setProperty("--tile", `${layer.size[1]} / ${layer.size[0]}`);
+  if (group.childElementCount !== count) {
+    group.replaceChildren(...Array.from({ length: count }, (_, i) => {
+      const button = make("button", { type: "button", class: "tile" }, make("canvas", { "aria-hidden": "true" }));
+      button.addEventListener("click", () => chooseTile(i));
+      return button;
+    }));
+  }
+  [...group.children].forEach((button, i) => {
+    const name = data.images.names[layer.images[at][i]];
+    button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: ${name}, activation ${short(layer.activations[at][i])}`);
+  });
+}
+
+async function showDetail() {
+  const layer = current();
+  const at = layer.units.indexOf(state.unit);
+  if (at < 0) return;
+  const places = order(layer);
+  const position = places.indexOf(at);
+  $("unit").textContent = `Unit ${state.unit}`;
+  const strongest = layer.activations[at][0];
+  $("about-unit").textContent = `${layer.number === null ? "" : `Layer ${layer.number}, `}${layer.name} · ` +
+    (strongest > 0 ? `${ordinal(layer.ranks[at])}strongest of ${layer.of.toLocaleString("en")}` : "never active on these images");
+  $("previous").disabled = position === 0;
+  $("next").disabled = position === places.length - 1;
+  $("back").setAttribute("href", layerHash(layer));
+  tileButtons($("projections"), layer, at, "Projection");
+  tileButtons($("patches"), layer, at, "Patch");
+  chooseTile(Math.min(state.tile, layer.images[at].length - 1));
+  await drawTiles(layer, at);
+}
+
+function ordinal(n) {
+  if (n === 1) return "";
+  const ending = n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th";
+  return `${n}${ending} `;
+}
+
+async function drawTiles(layer, at) {
+  const unit = layer.units[at];
+  const bitmap = await picture(spriteName(layer, unit), layer.mime);
+  if (current() !== layer || state.unit !== unit) return; // another was chosen meanwhile
+  const count = layer.images[at].length;
+  const patches = Math.ceil(count / layer.columns) * layer.columns;
+  for (let i = 0; i < count; i++) {
+    const contrast = state.stretch ? 1 : layer.contrasts[at][i];
+    drawOne($("projections").children[i].firstChild, bitmap, layer, i, 128, contrast);
+    drawOne($("patches").children[i].firstChild, bitmap, layer, patches + i, 128);
+  }
+  $("detail").dataset.shown = `${state.layer}/${unit}`;
+  shown();
+}
+
+function chooseTile(index) {
+  const layer = current();
+  const at = layer.units.indexOf(state.unit);
+  if (at < 0 || index >= layer.images[at].length) return;
+  state.tile = index;
+  for (const group of [$("projections"), $("patches")]) {
+    [...group.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
+  }
+  showImage(layer, at, index);
+  showBars(layer, at, index);
+}
+
+async function showImage(layer, at, index) {
+  const id = layer.images[at][index];
+  const [top, left, bottom, right] = layer.boxes[at][index];
+  const [height, width] = data.images.pixels;
+  const name = data.images.names[id];
+  const label = data.images.labels[id];
+  $("which").textContent = `Image ${index + 1} of ${layer.images[at].length}`;
+  terms($("tile-facts"), [
+    ["File", name],
+    ...(label ? [["Label", label]] : []),
+    ["Activation", short(layer.activations[at][index])],
+    ["Position", `row ${layer.positions[at][index][0]}, column ${layer.positions[at][index][1]} of ${by(layer.map)}`],
+    ["Sees", `${bottom - top}×${right - left} of ${height}×${width} pixels`],
+  ]);
+  const percent = (part, whole) => `${(100 * part) / whole}%`;
+  Object.assign($("box").style, {
+    top: percent(top, height), left: percent(left, width),
+    height: percent(bottom - top, height), width: percent(right - left, width),
+  });
+  $("frame").style.aspectRatio = `${width} / ${height}`;
+  $("image").setAttribute("aria-label", `${name}, whole; the unit sees rows ${top} to ${bottom}, columns ${left} to ${right}`);
+  const bitmap = await picture(`i${id}`, data.images.mime);
+  if (current() !== layer || layer.units[at] !== state.unit || state.tile !== index) return;
+  drawOne($("image"), bitmap, data.images, 0, 320);
+}
+
+function showBars(layer, at, index) {
+  const values = layer.activations[at];
+  const most = Math.max(...values, 1e-30);
+  $("bars").replaceChildren(...values.map((value, i) => {
+    const button = make("button", { type: "button", "aria-pressed": String(i === index), "aria-label": `Image ${i + 1}, activation ${short(value)}`, title: short(value) });
+    button.style.setProperty("--share", Math.max(value, 0) / most);
+    button.addEventListener("click", () => chooseTile(i));
+    return button;
+  }));
+  const counts = new Map();
+  for (const id of layer.images[at]) {
+    const label = data.images.labels[id];
+    if (label) counts.set(label, (counts.get(label) ?? 0) + 1);
+  }
+  const common = [...counts].sort((a, b) => b[1] - a[1]).map(([label, n]) => (n > 1 ? `${label} ×${n}` : label));
+  $("labels").textContent = common.length ? `All ${values.length}: ${common.join(", ")}` : "";
+}
+
+$("stretch").addEventListener("change", (event) => {
+  state.stretch = event.target.checked;
+  const layer = current();
+  drawTiles(layer, layer.units.indexOf(state.unit));
+  redrawCards();
+});

@@ -1,0 +1,301 @@
+"""The explorer in a real Chromium, at the size of a desktop and of a phone. Skipped only where there is no Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from report_helpers import Net
+from torchvision.transforms.functional import pil_to_tensor
+
+import deconvviz
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no chromium and chromedriver on the PATH: apt-get install chromium-driver"
+)
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explorer")
+    for i, (label, shade) in enumerate((("cats", 40), ("cats", 90), ("dogs", 140), ("dogs", 200), ("owls", 240))):
+        (folder / label).mkdir(exist_ok=True)
+        Image.effect_noise((30, 40), shade).convert("RGB").save(folder / label / f"{label}-{i}.png")
+    names = ["<b>first</b>", "second", "third", "fourth"]
+    options = {"layers": [1, 2], "k": 4, "class_names": names, "progress": False}
+    prepared = lambda picture: pil_to_tensor(picture).float() / 255  # noqa: E731
+    return deconvviz.report(Net(), folder, preprocess=prepared, **options, out=folder / "page.html")
+
+
+class Reader:
+    """A browser with the page open, and what a reader does with it."""
+
+    def __init__(self, page: Path, size: str) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(BROWSER)
+        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+        self.narrow = size == "phone"
+        width, height = SIZES[size]
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": self.narrow}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.page = page.as_uri()
+        self.open()
+
+    def open(self) -> None:
+        """Load the page anew."""
+        self.driver.get("about:blank")  # else a change of the address after the # loads nothing
+        self.driver.get(self.page)
+
+    def js(self, script: str) -> object:
+        return self.driver.execute_script(f"return {script}")
+
+    def until(self, script: str) -> object:
+        """Wait until a JavaScript expression is true; return its value."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, 20).until(lambda _: self.js(script), script)
+
+    def press(self, *keys: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def click(self, selector: str) -> None:
+        self.driver.find_element("css selector", selector).click()
+
+    def shown(self) -> str:
+        """Return what the detail shows, as layer/unit, once it is drawn."""
+        return str(self.until("(location.hash, document.getElementById('detail').dataset.shown)"))
+
+    def picture(self, selector: str) -> str:
+        """Return a canvas's pixels, once it has some."""
+        self.until(f"document.querySelector('{selector}').width > 0")
+        return str(self.js(f"document.querySelector('{selector}').toDataURL()"))
+
+    def complaints(self) -> list[str]:
+        """Return all that the console says, and all that was fetched but the page."""
+        said = [entry["message"] for entry in self.driver.get_log("browser")]
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return said + [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def browser(page: Path, request: pytest.FixtureRequest) -> Iterator[Reader]:
+    one = Reader(page, request.param)
+    yield one
+    one.driver.quit()
+
+
+@pytest.fixture
+def reader(browser: Reader) -> Iterator[Reader]:
+    browser.complaints()
+    browser.open()
+    yield browser
+    assert browser.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def numbers(page: Path) -> list[dict]:
+    text = page.read_text(encoding="utf-8")
+    return json.loads(text.split('id="data">')[1].split("</script>")[0])["layers"]
+
+
+def open_unit(reader: Reader, layer: dict, place: int) -> None:
+    reader.click(f"#cards li:nth-child({place + 1}) a")
+    reader.until(f"document.getElementById('unit').textContent == 'Unit {layer['units'][place]}'")
+
+
+def test_the_first_unit_is_shown_and_the_moment_is_marked(reader, numbers):
+    reader.until("performance.getEntriesByName('deconvviz-first-unit').length")
+    assert reader.js("document.querySelectorAll('#cards li').length") == 8
+    assert reader.picture("#cards li:first-child canvas").startswith("data:image/png")
+    assert reader.js("document.getElementById('count').textContent") == "8 units"
+    assert reader.js("getComputedStyle(document.getElementById('detail')).display == 'none'") is reader.narrow
+
+
+def test_choosing_a_layer_and_a_unit_changes_the_pictures(reader, numbers):
+    open_unit(reader, numbers[0], 0)
+    assert reader.shown().startswith("0/")
+    tile, before = "#projections button:first-child canvas", []
+    before.append(reader.picture(tile))
+    reader.click("#tabs a:nth-child(2)")
+    reader.until("document.querySelectorAll('#cards li').length == 12")
+    open_unit(reader, numbers[1], 2)
+    reader.until(f"document.getElementById('detail').dataset.shown == '1/{numbers[1]['units'][2]}'")
+    before.append(reader.picture(tile))
+    assert before[0] != before[1]
+    assert reader.picture("#patches button:first-child canvas") not in before
+    label = reader.js("document.querySelector('#projections button').getAttribute('aria-label')")
+    assert label.startswith("Projection 1 of 4: ") and "activation" in label
+
+
+def test_a_tile_shows_its_whole_image_with_the_box(reader, numbers):
+    open_unit(reader, numbers[0], 1)
+    whole = reader.picture("#image")
+    for number, selector in ((2, "#patches button:nth-child(2)"), (3, "#bars button:nth-child(3)")):
+        reader.click(selector)
+        assert reader.js("document.getElementById('which').textContent") == f"Image {number} of 4"
+        top, left, bottom, right = numbers[0]["boxes"][1][number - 1]
+        box = reader.js(
+            "(({top, left, height, width}) => [top, left, height, width])(document.getElementById('box').style)"
+        )
+        expected = (top / 40, left / 30, (bottom - top) / 40, (right - left) / 30)
+        assert [float(edge.rstrip("%")) / 100 for edge in box] == pytest.approx(expected, abs=1e-4)
+        pressed = "[...document.querySelectorAll('#projections button')].map(b => b.getAttribute('aria-pressed'))"
+        assert reader.js(pressed).index("true") == number - 1
+    if numbers[0]["images"][1][0] != numbers[0]["images"][1][2]:
+        reader.until(f"document.getElementById('image').toDataURL() != '{whole}'")
+
+
+def test_stretching_shows_weak_projections_and_back(reader, numbers):
+    open_unit(reader, numbers[0], 0)
+    reader.shown()
+    weakest = min(range(4), key=lambda i: numbers[0]["contrasts"][0][i])
+    tile = f"#projections button:nth-child({weakest + 1}) canvas"
+    shared = reader.picture(tile)
+    reader.press("s")
+    reader.until(f"document.querySelector('{tile}').toDataURL() != '{shared}'")
+    reader.press("s")
+    reader.until(f"document.querySelector('{tile}').toDataURL() == '{shared}'")
+
+
+def test_sorting_and_the_kind_of_picture(reader, numbers):
+    reader.driver.execute_script(
+        "const s = document.getElementById('sort'); s.value = 'number'; s.dispatchEvent(new Event('change'))"
+    )
+    units = "[...document.querySelectorAll('#cards a')].map(a => Number(a.dataset.unit))"
+    assert reader.js(units) == list(range(8)) != numbers[0]["units"]
+    projections = reader.picture("#cards li:first-child canvas")
+    reader.click("#side label:nth-child(3)")
+    reader.until(f"document.querySelector('#cards li:first-child canvas').toDataURL() != '{projections}'")
+
+
+def test_the_keyboard_reaches_units_layers_and_images(reader, numbers):
+    from selenium.webdriver.common.keys import Keys
+
+    first, second = numbers[0]["units"][:2]
+    reader.press(Keys.ARROW_RIGHT)
+    reader.until(
+        f"location.hash.endsWith('/{second}') && document.getElementById('unit').textContent == 'Unit {second}'"
+    )
+    reader.press(Keys.ARROW_LEFT)
+    reader.until(f"document.getElementById('unit').textContent == 'Unit {first}'")
+    reader.press("3")
+    assert reader.js("document.getElementById('which').textContent") == "Image 3 of 4"
+    reader.press(Keys.ARROW_DOWN)
+    reader.until("document.querySelector('#tabs [aria-current]').textContent == 'Layer 2'")
+    reader.press(Keys.ARROW_UP)
+    reader.until("document.querySelector('#tabs [aria-current]').textContent == 'Layer 1'")
+    reader.press("?")
+    assert reader.until("document.getElementById('help').open")
+    reader.press(Keys.ESCAPE)
+    reader.until("!document.getElementById('help').open")
+    if reader.narrow:
+        reader.until("document.body.classList.contains('one')")
+        reader.press(Keys.ESCAPE)
+        reader.until("!document.body.classList.contains('one')")
+
+
+@pytest.mark.parametrize(
+    ("query", "hash_ends", "text"),
+    [
+        ("2/5", "/5", "Unit 5"),
+        ("layer 2", "#layer/features", "Layer 2"),
+        ("occl", "#occlusion", "Occlusion"),
+        ("owls", "", "Unit"),
+    ],
+)
+def test_search(reader, query, hash_ends, text):
+    from selenium.webdriver.common.keys import Keys
+
+    reader.press("/")
+    reader.press(query)
+    assert reader.until("document.querySelector('#found [aria-selected=true] b').textContent").startswith(text)
+    if query == "owls":
+        assert "match" in reader.js("document.querySelector('#found [aria-selected=true] span').textContent")
+    reader.press(Keys.ENTER)
+    reader.until(f"location.hash.length > 1 && location.hash.endsWith('{hash_ends}')")
+    assert reader.js("document.getElementById('found').hidden")
+
+
+def test_search_is_left_with_escape_and_says_when_there_is_nothing(reader):
+    from selenium.webdriver.common.keys import Keys
+
+    reader.press("/")
+    reader.press("nothing of that name")
+    assert "Nothing found" in reader.until("document.getElementById('found').textContent")
+    reader.press(Keys.ESCAPE)
+    reader.until("document.getElementById('found').hidden && document.activeElement == document.body")
+
+
+def test_filters_and_occlusion_are_drawn(reader):
+    reader.driver.execute_script("location.hash = '#filters'")
+    assert reader.picture("#filter-cards li:first-child canvas") != reader.picture(
+        "#filter-cards li:nth-child(2) canvas"
+    )
+    assert reader.js("document.querySelectorAll('#filter-cards li').length") == 8
+    reader.driver.execute_script("location.hash = '#occlusion'")
+    maps = [reader.picture(f"#maps figure:nth-child({n}) canvas") for n in (1, 2, 3)]
+    assert len(set(maps)) == 3
+    reading = "document.getElementById('reading').textContent"
+    before = reader.js(reading)
+    reader.driver.execute_script(
+        "const p = document.getElementById('place'); p.value = p.value > 0 ? 0 : 1; p.dispatchEvent(new Event('input'))"
+    )
+    assert before.startswith("Covered from row") and reader.js(reading) != before
+    reader.click("#scans button:nth-child(2)")
+    reader.until(f"document.querySelector('#maps canvas').toDataURL() != '{maps[0]}'")
+
+
+def test_names_are_text_not_markup(reader):
+    reader.driver.execute_script("location.hash = '#occlusion'")
+    reader.until("document.querySelectorAll('#scans button').length == 4")
+    assert reader.js("document.querySelectorAll('#occlusion figcaption b, #scans span b').length") == 0
+
+
+def test_the_page_states_what_it_is_of(reader):
+    reader.driver.execute_script("location.hash = '#about'")
+    text = reader.until("document.getElementById('about').innerText")
+    assert "What a projection is not" in text and f"torch {torch.__version__.split('+')[0]}" in text
+    assert reader.js("document.querySelectorAll('#table tbody tr').length") == len(deconvviz.layers(Net(), (3, 40, 30)))
+
+
+def test_nothing_is_wider_than_the_screen(reader):
+    for place in ("", "#filters", "#occlusion", "#about"):
+        reader.driver.execute_script(f"location.hash = '{place}'")
+        reader.until(f"location.hash == '{place}'")
+        assert reader.js("document.documentElement.scrollWidth <= innerWidth"), place
+
+
+def test_everything_to_press_has_a_name(reader, numbers):
+    open_unit(reader, numbers[0], 0)
+    nameless = """[...document.querySelectorAll('button, a[href], input, select, [role=img]')].filter(node =>
+        !(node.textContent.trim() || node.getAttribute('aria-label') || node.labels?.length)).length"""
+    assert reader.js(nameless) == 0
+
+
+def test_dark_follows_the_system_and_the_button(page):
+    reader = Reader(page, "desktop")
+    colour: Callable[[], object] = lambda: reader.js("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    light = colour()
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    assert colour() != light
+    reader.press("t")  # light, whatever the system says
+    assert colour() == light and reader.complaints() == []
+    reader.driver.quit()
