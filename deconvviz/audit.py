@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from . import rules
 from ._state import placement, untouched
 from ._table import as_html, as_text
 from .errors import UnsupportedOp
-from .tape import record
+from .tape import Op, Tape, record
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def audit(model: nn.Module, images: Any = None) -> Audit:
         (0, 'max(signal, 0), as in the paper')
 
     The model runs once; what is listed is what ran, functional and in-place calls included. Operations without a
-    rule are listed whatever they are.
+    rule are listed whatever they are; they are unsupported where a signal from the output comes by.
 
     Args:
         model: The network; it is left as it was.
@@ -99,12 +99,30 @@ def audit(model: nn.Module, images: Any = None) -> Audit:
     with untouched(model) as network:
         tape = record(network, image.to(device, dtype), saver=rules.Saving())
     counts: dict[AuditRow, int] = {}
+    carried = _carried(tape)
     for op in tape.ops:
-        try:
-            rule = rules.find(op)
-            row = AuditRow(op.name, op.module, 0, rule.kind, rule.note, "exact" if rule.exact else "extension")
-        except UnsupportedOp as error:
-            row = AuditRow(op.name, op.module, 0, "", str(error), "unsupported")
-        if row.kind in _SHOWN or row.status == "unsupported":
+        row = _row(op, not carried.isdisjoint(op.outputs))
+        if row.kind in _SHOWN or not row.kind:
             counts[row] = counts.get(row, 0) + 1
-    return Audit(tuple(AuditRow(r.operation, r.module, n, r.kind, r.rule, r.status) for r, n in counts.items()))
+    return Audit(tuple(replace(row, calls=calls) for row, calls in counts.items()))
+
+
+def _carried(tape: Tape) -> set[int]:
+    """Return the values that a signal at the output comes by; it does not enter a gate's own branch."""
+    if tape.output is None:
+        return set(range(len(tape.shapes)))
+    values = {tape.output}
+    for op in reversed(tape.ops):
+        if not values.isdisjoint(op.outputs):
+            values |= {v for slot, v in enumerate(op.inputs) if slot != op.saved.get("gate_slot")}
+    return values
+
+
+def _row(op: Op, carries: bool) -> AuditRow:
+    try:
+        rule = rules.find(op)
+    except UnsupportedOp as error:
+        if carries:
+            return AuditRow(op.name, op.module, 0, "", str(error), "unsupported")
+        return AuditRow(op.name, op.module, 0, "", "none needed: only in a gate, which is a constant", "extension")
+    return AuditRow(op.name, op.module, 0, rule.kind, rule.note, "exact" if rule.exact else "extension")

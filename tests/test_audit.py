@@ -31,12 +31,28 @@ def test_the_rows():
         ("max_pool2d", "pool", 1, "max-pool", "exact"),
         ("local_response_norm", "lrn", 1, "normalization", "exact"),
         ("gelu", "", 1, "rectifier", "extension"),
-        ("sigmoid", "", 1, "", "unsupported"),
+        ("sigmoid", "", 1, "", "extension"),
         ("mul", "", 1, "product", "extension"),
         ("softmax", "", 1, "", "unsupported"),
     ]
-    assert [row.operation for row in report.unsupported] == ["torch.sigmoid", "torch.softmax"]
+    assert [row.operation for row in report.unsupported] == ["torch.softmax"]
     assert "there is no rule for it" in report.unsupported[0].rule
+
+
+def test_what_makes_a_gate_needs_no_rule_unless_a_signal_comes_by():
+    class Gated(nn.Module):
+        def forward(self, x):
+            gate = torch.sigmoid(x)
+            return torch.tanh(x) * F.hardsigmoid(gate) + (gate if self.also else 0)
+
+    model = Gated()
+    for also, expected in ((False, []), (True, ["torch.sigmoid"])):
+        model.also = also
+        report = deconvviz.audit(model, torch.randn(1, 3, 9, 9))
+        rules = {row.operation.rsplit(".", 1)[-1]: row.rule for row in report}
+        assert "a constant" in rules["hardsigmoid"]
+        assert [row.operation for row in report.unsupported if "igmoid" in row.operation] == expected
+    assert not deconvviz.audit(torchvision.models.mobilenet_v3_small(weights=None)).unsupported
 
 
 def test_it_prints():
