@@ -107,6 +107,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--name", default="occlusion", help="of the page that is written")
     options = parser.parse_args()
     text = conditions(options.threads, options.device)
     rows = [
@@ -121,10 +122,11 @@ def main():
             print(rows[-1], flush=True)
     details = (
         f"{text}. Milliseconds per position, one {SIDE} px image, float32, random weights; medians of {options.rounds} "
-        f"rounds in turn; captum at the best of 4 to 64 perturbations per evaluation; {load()}."
+        f"rounds in turn; captum at the best of 4 to 64 perturbations per evaluation; {load()}. "
+        "More than all of the limit is reached where windows multiply faster than whole maps, which leave the caches."
     )
     suffix = "" if options.device == "cpu" else f"-{options.device}"
-    report(f"occlusion{suffix}", "The occlusion scanner", details, rows)
+    report(f"{options.name}{suffix}", "The occlusion scanner", details, rows)
 
 
 if __name__ == "__main__":
