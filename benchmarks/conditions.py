@@ -20,7 +20,9 @@ PEERS = ("torch", "torchvision", "captum", "numpy", "deconvviz")
 def conditions(threads: int, device: str = "cpu") -> str:
     """Return one paragraph: processor, threads, versions, command."""
     torch.set_num_threads(threads)
-    chip = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+    chip = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+    )
     versions = ", ".join(f"{name} {version(name)}" for name in PEERS)
     script = Path(sys.argv[0])
     command = shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,11 +52,14 @@ class Probe(Result):
         """(L,): its standard deviation over the folds (divided by the number of folds)."""
         return self.accuracy.std(1, correction=0)
 
-    def plot(self, figure: Any = None) -> Any:
-        """Draw the accuracy over the layers; return the figure."""
+    def plot(self, figure: Any = None, *, name: str = "this network", others: Mapping[str, Probe] | None = None) -> Any:
+        """Draw the accuracy over the layers; return the figure.
+
+        `others`, by name, are drawn into the same axes; `name` is this one's in the legend.
+        """
         from ._studies_plot import draw_probes
 
-        return draw_probes({"": self}, figure)
+        return draw_probes({name: self, **(others or {})}, figure)
 
     def __str__(self) -> str:
         """Return one line per layer."""

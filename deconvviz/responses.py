@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,11 +103,16 @@ class Responses(Result):
         lines = [f"{name}: {std:.4g}" for name, std in zip(self.names, self.std.tolist(), strict=True)]
         return "\n".join([f"standard deviation over {self.count} images", *lines])
 
-    def plot(self, figure: Any = None) -> Any:
-        """Draw the standard deviations in the order of the layers and sorted; return the figure."""
+    def plot(
+        self, figure: Any = None, *, name: str = "this network", others: Mapping[str, Responses] | None = None
+    ) -> Any:
+        """Draw the standard deviations in the order of the layers and sorted; return the figure.
+
+        `others`, by name, are drawn into the same axes; `name` is this one's in the legend.
+        """
         from ._studies_plot import draw_responses
 
-        return draw_responses({"": self}, figure)
+        return draw_responses({name: self, **(others or {})}, figure)
 
     def _squares(self) -> tuple[Tensor, ...]:
         return self.unit_squares.split(self.units)

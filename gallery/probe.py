@@ -17,7 +17,6 @@ from publishing import layers_of, publish
 from tiny_imagenet import opened
 
 import deconvviz
-from deconvviz._studies_plot import draw_probes
 
 EACH, FOLDS, MOST, SEED = 300, 5, 1024, 0
 
@@ -39,7 +38,7 @@ def main() -> None:
     names = layers_of(found["trained"].layers)
     publish(
         "probe",
-        draw_probes(found),
+        found["trained"].plot(name="trained", others={"random weights": found["random weights"]}),
         packages=("scikit-learn",),
         model="zfnet64",
         weights="bundled; random for comparison",

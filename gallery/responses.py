@@ -16,7 +16,7 @@ from publishing import publish
 
 import deconvviz
 from deconvviz import Responses
-from deconvviz._studies_plot import colour, draw_responses
+from deconvviz._studies_plot import colour
 from deconvviz.errors import ModelError, StoreError
 
 NETWORKS = ("plain-20", "plain-56", "resnet-20", "resnet-56")
@@ -42,7 +42,7 @@ def main() -> None:
         print(name, {k: v for k, v in networks[name].items() if k != "std"})
     publish(
         "responses",
-        styled(draw_responses({f"{n}: {label(networks[n])}": one for n, one in found.items()})),
+        styled(drawn({f"{n}: {label(networks[n])}": one for n, one in found.items()})),
         model=list(found),
         weights="bundled" if options.weights is None else "trained",
         layer={name: f"{len(one.names)} convolutions 3×3" for name, one in found.items()},
@@ -51,6 +51,12 @@ def main() -> None:
         command="python gallery/responses.py --data CIFAR",
         results={**networks, **compared(found)},
     )
+
+
+def drawn(results: dict[str, Responses]) -> Any:
+    """Draw all into one figure."""
+    name, *others = results
+    return results[name].plot(name=name, others={other: results[other] for other in others})
 
 
 def styled(figure: Any) -> Any:

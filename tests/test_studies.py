@@ -160,13 +160,11 @@ def test_half_precision_and_double_run(name):
 
 
 def test_several_results_share_a_picture():
-    from deconvviz import _studies_plot
-
-    x = images()
-    probes = {n: CALLS["probe"](network(), x) for n in ("trained", "random")}
-    stds = {n: CALLS["response_std"](network(), x) for n in ("plain", "residual")}
-    for figure in (_studies_plot.draw_probes(probes), _studies_plot.draw_responses(stds)):
-        assert len(figure.axes[0].get_legend().get_texts()) == 2
+    for call in ("probe", "response_std"):
+        first, second = (CALLS[call](network(), images()) for _ in range(2))
+        figure = first.plot(name="plain", others={"residual": second})
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain", "residual"]
+        assert first.plot().axes[0].get_legend() is None
 
 
 # ---- the commands ----
