@@ -15,7 +15,9 @@ from .tape import Tape, record
 # receive(positions, output (b, classes), response (b, U, h, w) or None)
 Receive = Callable[["slice | Tensor", Tensor, "Tensor | None"], None]
 
-MOST = 256  # images in a batch; more gain nothing
+# Images in a batch, at most: a GPU wants many, a CPU as many as stay near its caches.
+MOST = {"cuda": 256}
+FEW = 16
 
 
 def scan(
@@ -81,6 +83,7 @@ class Pass:
         image = tape.kept[0]
         self.network, self.layer, self.output = network, layer, tape.output
         self.device, self.dtype = image.device, dtype
+        self.order = order_of(image)
         # An operation's input and output, a skip connection, and what a convolution sets aside.
         self.bytes = 4 * max(shape.numel() for shape in tape.shapes) * image.element_size()
 
@@ -101,8 +104,14 @@ class Pass:
         return torch.autocast(self.device.type, self.dtype)
 
 
+def order_of(image: Tensor) -> torch.memory_format:
+    """Return the memory order that the model is known to take, the recorded image's."""
+    fast = image.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if fast else torch.contiguous_format
+
+
 def _run(go: Pass, occluded: Callable[[slice], Tensor], count: int, receive: Receive, memory: int) -> None:
-    size, first = min(max(1, memory // go.bytes), MOST), 0
+    size, first = min(max(1, memory // go.bytes), MOST.get(go.device.type, FEW)), 0
     while first < count:
         where = slice(first, min(first + size, count))
         fits = _attempt(go, occluded, where, receive, last=where.stop - first == 1)
@@ -115,7 +124,7 @@ def _run(go: Pass, occluded: Callable[[slice], Tensor], count: int, receive: Rec
 
 def _attempt(go: Pass, occluded: Callable[[slice], Tensor], where: slice, receive: Receive, *, last: bool) -> bool:
     try:
-        receive(where, *go(occluded(where)))
+        receive(where, *go(occluded(where).contiguous(memory_format=go.order)))
     except torch.cuda.OutOfMemoryError:
         if last:
             raise

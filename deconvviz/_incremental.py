@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import rules
 from ._backward import Pair, bound
 from ._changed import Part, Place, Unoccluded
+from ._full import order_of
 from ._local import needed, stays, tensors, valid
 from .errors import UnsupportedOp
 from .layers import Layer, reach_all
@@ -55,7 +56,8 @@ def scan(
         scanner = _Scanner(tape, layer, fill, boxes, memory)
         for number, (positions, output, response) in enumerate(scanner.run()):
             if number == 0 and dtype in (None, image.dtype):
-                _confirm(network, scanner.occluded(boxes[positions[:1]]), output[:1])
+                one = scanner.occluded(boxes[positions[:1]])
+                _confirm(network, one.contiguous(memory_format=order_of(image)), output[:1])
             receive(positions, output, response)
 
 

@@ -152,6 +152,13 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _recorded(network: nn.Module, image: Tensor) -> Tape:
+    """Run the image once and keep all tensors, in channels_last memory if the model allows it."""
+    with contextlib.suppress(RuntimeError):  # a `view` in the model may not like this order; it is only faster
+        return record(network, image.contiguous(memory_format=torch.channels_last), keep=None, saver=rules.Saving())
+    return record(network, image, keep=None, saver=rules.Saving())
+
+
 def _made(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
     """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
     if tape.output is None:
@@ -180,13 +187,12 @@ class _Task:
         method = self.settings.path(self.occluder)
         with untouched(self.model) as network:
             # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
-            image = image.contiguous(memory_format=torch.channels_last)
-            tape = record(network, image, keep=None, saver=rules.Saving())
+            tape = _recorded(network, image)
             layer = self._layer(tape)
             output, response = _made(tape, layer)
             meter = exact = self._meter(output, response, layer)
             if self.settings.dtype is not None:
-                meter = self._meter(*Pass(network, tape, layer, self.settings.dtype)(image), layer)
+                meter = self._meter(*Pass(network, tape, layer, self.settings.dtype)(tape.kept[0]), layer)
             names = _class_names(self.model, self.preprocess, self.names, meter.classes)
             shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
             scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
