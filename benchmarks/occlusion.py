@@ -122,8 +122,7 @@ def main():
             print(rows[-1], flush=True)
     details = (
         f"{text}. Milliseconds per position, one {SIDE} px image, float32, random weights; medians of {options.rounds} "
-        f"rounds in turn; captum at the best of 4 to 64 perturbations per evaluation; {load()}. "
-        "More than all of the limit is reached where windows multiply faster than whole maps, which leave the caches."
+        f"rounds in turn; captum at the best of 4 to 64 perturbations per evaluation; {load()}."
     )
     suffix = "" if options.device == "cpu" else f"-{options.device}"
     report(f"{options.name}{suffix}", "The occlusion scanner", details, rows)
