@@ -120,9 +120,10 @@ def main():
             size, stride = map(int, pair.split("/"))
             rows.append(case(name, size, stride, options))
             print(rows[-1], flush=True)
+    rounds = "one round" if options.rounds == 1 else f"medians of {options.rounds} rounds in turn"
     details = (
-        f"{text}. Milliseconds per position, one {SIDE} px image, float32, random weights; medians of {options.rounds} "
-        f"rounds in turn; captum at the best of 4 to 64 perturbations per evaluation; {load()}."
+        f"{text}. Milliseconds per position, one {SIDE} px image, float32, random weights; {rounds}; "
+        f"captum at the best of 4 to 64 perturbations per evaluation; {load()}."
     )
     suffix = "" if options.device == "cpu" else f"-{options.device}"
     report(f"{options.name}{suffix}", "The occlusion scanner", details, rows)
