@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import weakref
@@ -24,7 +23,7 @@ from ._windows import Items
 from .errors import StoreError
 from .images import ImageSet
 from .layers import Layer
-from .tape import Tape, record
+from .tape import Tape, record, record_fast
 
 # Above this many bytes a result goes to a file by itself: it would not fit beside its own copy in 4 GB.
 STREAM_BYTES = 3 << 29
@@ -165,11 +164,8 @@ def fill(
 
 
 def _recorded(network: nn.Module, batch: Tensor, layer: Layer, saving: rules.Saving) -> Tape:
-    if batch.device.type == "cpu":
-        with contextlib.suppress(RuntimeError):  # a `view` in the model may not like this order; it is only faster
-            fast = batch.contiguous(memory_format=torch.channels_last)
-            return record(network, fast, until=layer.value, keep=[layer.value], saver=saving)
-    return record(network, batch, until=layer.value, keep=[layer.value], saver=saving)
+    run = record_fast if batch.device.type == "cpu" else record
+    return run(network, batch, until=layer.value, keep=[layer.value], saver=saving)
 
 
 def _groups(ids: Tensor, batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:

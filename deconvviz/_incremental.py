@@ -47,17 +47,16 @@ def scan(
 ) -> None:
     """Hand the network's outputs for every occluded image to `receive(positions, output, response)`.
 
-    Must be called inside `untouched`. `tape` has all tensors of the image's own pass, `fill` is (C, H, W), `boxes`
-    (P, 4) hold (top, left, bottom, right); `response` is the layer's (b, units, height, width) or None. `memory` bounds
-    the bytes of one batch.
+    Must be called inside `untouched`. `tape` has all tensors of the image's own pass, `fill` is (C, H, W), `boxes` are
+    (P, 4), `response` is the layer's (b, units, height, width) or None. `memory` bounds the bytes of one batch.
     """
     image = tape.kept[0]
     with torch.autocast(image.device.type, dtype, enabled=dtype not in (None, image.dtype)):
         scanner = _Scanner(tape, layer, fill, boxes, memory)
         for number, (positions, output, response) in enumerate(scanner.run()):
             if number == 0 and dtype in (None, image.dtype):
-                one = scanner.occluded(boxes[positions[:1]])
-                _confirm(network, one.contiguous(memory_format=order_of(image)), output[:1])
+                one = scanner.occluded(boxes[positions[:1]]).contiguous(memory_format=order_of(image))
+                _confirm(network, one, output[:1])
             receive(positions, output, response)
 
 

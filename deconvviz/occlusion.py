@@ -22,7 +22,7 @@ from ._state import check_weights, placement, untouched, unwrapped
 from .errors import ImageError, ModelError, OptionError, UnsupportedOp
 from .images import ImageSet, open_images
 from .layers import Layer, LayerTable, described, find, held
-from .tape import Tape, record
+from .tape import Tape, record_fast
 
 TOP = 4  # patches from other images
 
@@ -152,13 +152,6 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _recorded(network: nn.Module, image: Tensor) -> Tape:
-    """Run the image once and keep all tensors, in channels_last memory if the model allows it."""
-    with contextlib.suppress(RuntimeError):  # a `view` in the model may not like this order; it is only faster
-        return record(network, image.contiguous(memory_format=torch.channels_last), keep=None, saver=rules.Saving())
-    return record(network, image, keep=None, saver=rules.Saving())
-
-
 def _made(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
     """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
     if tape.output is None:
@@ -187,7 +180,7 @@ class _Task:
         method = self.settings.path(self.occluder)
         with untouched(self.model) as network:
             # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
-            tape = _recorded(network, image)
+            tape = record_fast(network, image, keep=None, saver=rules.Saving())
             layer = self._layer(tape)
             output, response = _made(tape, layer)
             meter = exact = self._meter(output, response, layer)

@@ -78,6 +78,16 @@ def record(
     return recorder.tape
 
 
+def record_fast(
+    network: nn.Module, images: Tensor, *, until: int | None = None, keep: Collection[int] | None, saver: Saver
+) -> Tape:
+    """Do what `record` does, in channels_last memory, where convolutions are faster, if the model allows it."""
+    with contextlib.suppress(RuntimeError):  # a `view` in the model may not like this order
+        fast = images.contiguous(memory_format=torch.channels_last)
+        return record(network, fast, until=until, keep=keep, saver=saver)
+    return record(network, images, until=until, keep=keep, saver=saver)
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, until: int | None, keep: Collection[int] | None, saver: Saver | None) -> None:
         super().__init__()
