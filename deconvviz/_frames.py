@@ -136,7 +136,7 @@ def fill(
     """Project every item, a batch of images at a time, into patches and projections (U, K, C, h, w)."""
     device, dtype = placement(network)
     patches, projections = patches.flatten(0, 1), projections.flatten(0, 1)
-    ids, layer = frames.ids.flatten(), frames.layer
+    ids, layer, beyond = frames.ids.flatten(), frames.layer, frames.beyond()
     bar = tqdm(total=len(ids), desc=f"project {layer.name}", unit="projection", disable=not progress)
     # The pictures are written beside the next piece's arithmetic; at most one piece waits.
     with bar, ThreadPoolExecutor(2) as writers:
@@ -144,7 +144,7 @@ def fill(
         for images, local, part in _groups(ids, batch_size):
             pixels = source.take(images)
             tape = _recorded(network, pixels.to(device, dtype), layer, saving)
-            for chosen in _pieces(frames.beyond()[part], tape, layer):
+            for chosen in _pieces(beyond[part], tape, layer):
                 now, which = part[chosen], local[chosen]
                 items = Items(which, frames.positions.flatten(0, 1)[now])
                 start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)

@@ -16,8 +16,7 @@ from .tape import Tape, record
 Receive = Callable[["slice | Tensor", Tensor, "Tensor | None"], None]
 
 # Images in a batch, at most: a GPU wants many, a CPU as many as stay near its caches.
-MOST = {"cuda": 256}
-FEW = 16
+MOST = {"cuda": 256, "cpu": 16}
 
 
 def scan(
@@ -111,7 +110,7 @@ def order_of(image: Tensor) -> torch.memory_format:
 
 
 def _run(go: Pass, occluded: Callable[[slice], Tensor], count: int, receive: Receive, memory: int) -> None:
-    size, first = min(max(1, memory // go.bytes), MOST.get(go.device.type, FEW)), 0
+    size, first = min(max(1, memory // go.bytes), MOST.get(go.device.type, MOST["cpu"])), 0
     while first < count:
         where = slice(first, min(first + size, count))
         fits = _attempt(go, occluded, where, receive, last=where.stop - first == 1)
