@@ -19,10 +19,10 @@ from captum.attr import Occlusion
 from conditions import alternate, conditions, load, report, seconds
 
 import deconvviz
-from deconvviz._backward import bound
-from deconvviz._state import untouched
-from deconvviz.layers import reach_all
-from deconvviz.tape import record
+from deconvviz.guard import untouched
+from deconvviz.model.survey import reach_all
+from deconvviz.rules.backward import bound
+from deconvviz.tape.record import record
 
 SIDE = 224
 

@@ -21,8 +21,8 @@ import torch
 from conditions import conditions, load, report
 
 import deconvviz
-from deconvviz.preprocess import preprocess_for
-from deconvviz.samples import PHOTOS
+from deconvviz.images.photos import PHOTOS
+from deconvviz.images.preprocess import preprocess_for
 
 BOXES = json.loads(Path(__file__).with_name("object_boxes.json").read_text())
 SIDE = 224  # the boxes' pixels

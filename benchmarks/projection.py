@@ -18,7 +18,8 @@ from captum.attr import NeuronDeconvolution
 from conditions import alternate, conditions, load, report, seconds
 
 import deconvviz
-from deconvviz.samples import samples
+from deconvviz.images.photos import samples
+from deconvviz.images.preprocess import preprocess_for
 
 
 def captum_batch(model, module, images, unit, place, batch):  # the first `batch` projections of the list
@@ -101,7 +102,7 @@ def main():
     for module in plain.modules():  # captum's hooks need results that nothing overwrites
         if isinstance(module, torch.nn.ReLU):
             module.inplace = False
-    photos = samples(224, options.images, preprocess=deconvviz.preprocess.preprocess_for(model))
+    photos = samples(224, options.images, preprocess=preprocess_for(model))
     images = photos.take(list(range(min(options.images, len(photos)))))
     scan = deconvviz.top(model, images, layers=[2, 5], progress=False)
     rows = [compare(model, plain, n, scan, images, options.device, options.rounds) for n in (5, 2)]

@@ -20,8 +20,8 @@ from conditions import conditions, load, report
 from torch import nn
 
 import deconvviz
-from deconvviz.preprocess import Preprocess
-from deconvviz.samples import samples
+from deconvviz.images.photos import samples
+from deconvviz.images.preprocess import Preprocess
 
 UNITS, IMAGES = 1000, 400
 # Sets the address and resolves when the unit's pictures are drawn.

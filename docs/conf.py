@@ -65,7 +65,7 @@ def _signature(
     """Leave out what nobody types, the arguments of results; `load` returns its own class."""
     if dataclasses.is_dataclass(obj):
         return "", None
-    return signature, re.sub(r"~?deconvviz\._result\._Kind", "Self", returns) if returns else returns
+    return signature, re.sub(r"~?deconvviz\.results\.base\._Kind", "Self", returns) if returns else returns
 
 
 def _missing(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:

@@ -16,7 +16,7 @@ from publishing import HERE, publish
 from torch import Tensor, nn
 
 import deconvviz
-from deconvviz.samples import PHOTOS
+from deconvviz.images.photos import PHOTOS
 
 DRAWN, MEASURED = "coffee", ("coffee", "hopper", "chelsea")
 DRAWS, SEED, STRIDE = 10, 0, 2

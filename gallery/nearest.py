@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import deconvviz
 from deconvviz import Neighbours
-from deconvviz.preprocess import preprocess_for
-from deconvviz.samples import samples
+from deconvviz.images.photos import samples
+from deconvviz.images.preprocess import preprocess_for
 
 QUERIES = ("chelsea", "hopper", "coffee", "astronaut", "gravel", "retina")
 K, SEED = 5, 0
@@ -115,7 +115,7 @@ def numbers(ids: Tensor, distances: Tensor, labels: Tensor, queries: list[int]) 
 
 
 def bars(results: dict[str, Any]) -> Figure:
-    from deconvviz._studies_plot import colour, plain
+    from deconvviz.plotting.studies import colour, plain
 
     figure = Figure(figsize=(6.4, 2.3), dpi=144, layout="constrained")
     texts = {

@@ -10,8 +10,8 @@ from __future__ import annotations
 from publishing import publish
 
 import deconvviz
-from deconvviz.preprocess import preprocess_for
-from deconvviz.samples import PHOTOS, Photo, samples
+from deconvviz.images.photos import PHOTOS, Photo, samples
+from deconvviz.images.preprocess import preprocess_for
 
 SHOWN = ("chelsea", "coffee", "hopper")
 SIZE, STRIDE = 14, 2  # the paper states neither; about a fifth of the side, as its figure looks

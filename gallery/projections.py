@@ -10,7 +10,7 @@ from __future__ import annotations
 from publishing import HERE, publish
 
 import deconvviz
-from deconvviz.samples import PHOTOS
+from deconvviz.images.photos import PHOTOS
 
 UNITS = {1: 16, 2: 16, 3: 9, 4: 9, 5: 9}  # upper layers have larger tiles
 
@@ -40,8 +40,8 @@ def draw(network: str) -> None:
 
 def _photos_per_unit(model: object, result: deconvviz.Projections) -> float:
     """Return from how many of the sample photos the nine strongest windows of a unit come, mean over units."""
-    from deconvviz.preprocess import preprocess_for
-    from deconvviz.samples import samples
+    from deconvviz.images.photos import samples
+    from deconvviz.images.preprocess import preprocess_for
 
     labels = samples(64, preprocess=preprocess_for(model)).labels
     return sum(len({labels[i] for i in row}) for row in result.image_ids.tolist()) / len(result.image_ids)

@@ -16,8 +16,8 @@ from publishing import publish
 
 import deconvviz
 from deconvviz import Responses
-from deconvviz._studies_plot import colour
 from deconvviz.errors import ModelError, StoreError
+from deconvviz.plotting.studies import colour
 
 NETWORKS = ("plain-20", "plain-56", "resnet-20", "resnet-56")
 

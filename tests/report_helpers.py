@@ -16,7 +16,7 @@ from torch import nn
 
 from deconvviz import report as report_function
 
-MODULE = sys.modules["deconvviz.report"]  # the name itself is the function
+MODULE = sys.modules["deconvviz.explorer.report"]
 
 
 class Net(nn.Module):

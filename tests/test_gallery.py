@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deconvviz.samples import PHOTOS
+from deconvviz.images.photos import PHOTOS
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "gallery"

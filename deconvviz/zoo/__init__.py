@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import ModelError, OptionError, StoreError
-from . import alexnet as _alexnet
-from . import efficientnet_lite as _efficientnet_lite
-from . import resnet_cifar as _resnet_cifar
-from . import zfnet as _zfnet
-from ._parts import initialise
 from .card import Card
+from .networks import alexnet as _alexnet
+from .networks import efficientnet_lite as _efficientnet_lite
+from .networks import resnet_cifar as _resnet_cifar
+from .networks import zfnet as _zfnet
+from .parts import initialise
 
 __all__ = ["Card", "create", "names"]
 
@@ -45,7 +45,7 @@ _NETWORKS = {
         ),
     )
 }
-_DATA = Path(__file__).parent.parent / "data"
+_DATA = Path(__file__).parent / "weights"
 
 
 def names() -> list[str]:

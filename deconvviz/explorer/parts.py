@@ -1,0 +1,216 @@
+"""What the explorer shows beside the units: the images, the filters, the occlusion maps, the network's facts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LayerError, ModelError, OptionError, UnsupportedOp
+from ..guard import unwrapped
+from ..images.opening import ImageSet
+from ..model.table import Layer, LayerTable
+from ..occlusion.occlude import occlude
+from ..occlusion.result import Occlusion
+from ..studies.filters import filters as look_at_filters
+from . import sprites
+from .page import Pictures
+
+_FEW, _SIDE, _SMALL_SIDE = 600, 224, 160  # whole images: up to 600 are shown at 224 px, more at 160 px
+_AT_ONCE = 64
+MAPS = 4  # images with occlusion maps, where the network classifies
+_OF_TRAINING = ("data", "recipe", "epochs", "accuracy", "command")
+_PACKAGES = ("deconvviz", "torch", "torchvision", "numpy", "pillow")
+
+
+def images(source: ImageSet, wanted: Iterable[int], pictures: Pictures) -> dict[str, Any]:
+    """Keep each wanted image whole, as the network sees it; return size, names and labels."""
+    ids = sorted(set(wanted))
+    side = _SIDE if len(ids) <= _FEW else _SMALL_SIDE
+    height, width = source.take(ids[:1]).shape[-2:]
+    shape = sprites.Shape.of(height, width, 1, side)
+    for first in range(0, len(ids), _AT_ONCE):
+        part = ids[first : first + _AT_ONCE]
+        for i, pixels in zip(part, source.invert(source.take(part)), strict=True):
+            pictures.add(f"i{i}", sprites.photo(pixels, shape))
+    labels = {} if source.labels is None else {i: str(source.labels[i]) for i in ids}
+    names = {i: _public(source.names[i]) for i in ids}
+    return {"pixels": (height, width), **shape.facts(), "names": names, "labels": labels, "count": len(source)}
+
+
+def _public(name: str) -> str:
+    """Leave the folders of this machine out of a name."""
+    return Path(name).name if os.path.isabs(name) else name
+
+
+def filters(model: nn.Module, rows: Sequence[Layer], pictures: Pictures) -> dict[str, Any]:
+    """Keep the first layer's filters as one sprite; return their numbers, or a note why there are none."""
+    try:
+        found = look_at_filters(model, progress=False)
+    except (LayerError, ModelError) as error:
+        return {"note": str(error)}
+    count, _, height, width = found.weights.shape
+    shape = sprites.Shape.of(height, width, math.ceil(math.sqrt(count)))
+    encoded, contrast = sprites.signed_sprite(found.weights.float(), shape)
+    pictures.add("f", encoded)
+    twins: list[list[int]] = [[] for _ in range(count)]
+    for a, b in found.duplicates.tolist():
+        twins[a].append(b)
+        twins[b].append(a)
+    # The units of a layer that sees just what the filters see are these filters' own.
+    same = [row.name for row in rows if row.units == count and row.receptive_field == (height, width)]
+    return {
+        "name": found.name,
+        "pixels": (height, width),
+        "stride": found.stride,
+        **shape.facts(),
+        "contrast": contrast,
+        "rms": sprites.rounded_all(found.rms.tolist(), 4),
+        "dead": found.dead.tolist(),
+        "dominant": found.dominant.tolist(),
+        "twins": twins,
+        "layers": same,
+        "summary": [(k, sprites.rounded(v, 3)) for k, v in found.summary().items() if not math.isnan(v)],
+    }
+
+
+def occlusions(
+    model: nn.Module,
+    source: ImageSet,
+    wanted: int | Sequence[int] | None,
+    pictures: Pictures,
+    **options: Any,
+) -> dict[str, Any]:
+    """Scan some images; return their maps. Where the network does not classify and none were asked for: a note."""
+    ids = _chosen(source, wanted)
+    try:
+        found = occlude(model, source.take(ids), **options) if ids else []
+    except (ModelError, UnsupportedOp) as error:
+        if wanted is not None:
+            raise
+        return {"note": str(error), "scans": []}
+    scans = found if isinstance(found, list) else [found]
+    return {"scans": [_scan(result, i, source, pictures) for result, i in zip(scans, ids, strict=True)]}
+
+
+def _chosen(source: ImageSet, wanted: int | Sequence[int] | None) -> list[int]:
+    """Return the images to scan: as given, or the first ones of as many labels, or some spread evenly."""
+    if wanted is not None and not isinstance(wanted, int):
+        return list(dict.fromkeys(int(i) for i in wanted))
+    count = MAPS if wanted is None else wanted
+    if count < 0:
+        raise OptionError(f"occlusion={count}: give the number of images, 0 or more, or their indices.")
+    firsts = list({label: i for i, label in reversed(list(enumerate(source.labels or ())))}.values())
+    ids = sorted(firsts) if len(firsts) >= count else list(range(len(source)))
+    count = min(count, len(ids))
+    return [ids[n * len(ids) // count] for n in range(count)]
+
+
+def _scan(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -> dict[str, Any]:
+    from ..occlusion.cells import cells, label_index, score  # which imports matplotlib's colours
+
+    height, width = result.image_size
+    shape = sprites.Shape.of(height, width, 1, 2 * _SIDE)
+    pictures.add(f"o{index}", sprites.photo(source.invert(result.image[None])[0], shape))
+    assert result.size is not None and not isinstance(result.target, tuple)
+    what, values, usual = score(result)
+    maps = [_map(f"{what.capitalize()} of “{result.name_of(result.target)}”", values, usual)]
+    if result.activation is not None:
+        title = f"Activity of unit {result.unit} of {result.layer}"
+        maps.append(_map(title, result.activation, float(result.unoccluded["activation"])))
+    labels, legend = label_index(result)
+    return {
+        "image": index,
+        "name": _public(source.names[index]),
+        "pixels": (height, width),
+        **shape.facts(),
+        "answer": result.name_of(int(result.unoccluded["label"])),
+        "window": result.size,
+        "fill": result.fill_name,
+        "rows": result.rows.tolist(),
+        "cols": result.cols.tolist(),
+        "down": _to_the_edges(cells(result.rows, result.size[0], height).tolist(), height),
+        "across": _to_the_edges(cells(result.cols, result.size[1], width).tolist(), width),
+        "maps": maps,
+        "labels": labels.flatten().tolist(),
+        "legend": legend,
+    }
+
+
+def _to_the_edges(cells: list[float], length: int) -> list[float]:
+    """Let the outer cells reach the picture's edges: a pixel there is nearest to them."""
+    return sprites.rounded_all([0.0, *cells[1:-1], float(length)])
+
+
+def _map(title: str, values: Tensor, usual: float) -> dict[str, Any]:
+    flat = values.flatten().tolist()
+    return {"title": title, "values": sprites.rounded_all(flat, 4), "usual": sprites.rounded(usual, 4)}
+
+
+def table(rows: LayerTable) -> dict[str, Any]:
+    """Return the layer table as text."""
+    return {"headings": ("number", "name", "kind", "units", "map", "receptive field", "stride"), "rows": rows._cells()}
+
+
+def facts(model: nn.Module, source: ImageSet, given: Mapping[str, str], images: object) -> list[tuple[str, str]]:
+    """Return what the page says of the network, its weights, the images and the versions."""
+    network = unwrapped(model)
+    count = sum(p.numel() for p in network.parameters())
+    found = {"Network": f"{type(network).__name__}, {count:,} parameters"}
+    card = getattr(network, "card", None)
+    if card is not None and hasattr(card, "paper"):
+        found |= _of_card(card)
+    found["Weights"] = found.get("Weights", "as they were given")
+    found |= {"Fingerprint of the weights": _fingerprint(network)}
+    found |= {"Images": f"{len(source):,}" + _whence(images)}
+    found |= {"Preprocessing": _preprocessing(source)}
+    found |= {"Versions": ", ".join([f"Python {platform.python_version()}", *_versions()])}
+    return list((found | dict(given)).items())
+
+
+def _of_card(card: Any) -> dict[str, str]:
+    found = {"Network": card.name, "Paper": card.paper}
+    if card.deviations:
+        found["Differs from it"] = " ".join(card.deviations)
+    found["Weights"] = f"{card.weights_file}, licence: {card.licence}" if card.weights_file else "random"
+    training = card.training or {}
+    return found | {name.capitalize(): str(training[name]) for name in _OF_TRAINING if name in training}
+
+
+def _whence(images: object) -> str:
+    if images is None:
+        return ", windows of the sample photos that come with deconvviz"
+    if isinstance(images, (str, os.PathLike)):
+        return f", from {Path(images).resolve().name}"
+    return ""
+
+
+def _preprocessing(source: ImageSet) -> str:
+    known = source.preprocess
+    size = "×".join(map(str, source.take([0]).shape[-2:]))
+    text = f"{size} pixels"
+    if known.mean is not None and known.std is not None:
+        mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (known.mean, known.std))
+        text += f"; minus {mean}; divided by {std}"
+    return f"{text} ({known.source})"
+
+
+def _versions() -> list[str]:
+    return [f"{name} {version(name)}" for name in _PACKAGES]
+
+
+def _fingerprint(network: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

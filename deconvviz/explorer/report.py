@@ -1,0 +1,236 @@
+"""The explorer: one page that shows what every unit sees, to be opened in any browser without a server."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..errors import ImageError, LayerError, OptionError, StoreError
+from ..guard import check_weights, unwrapped
+from ..images.opening import ImageSet, open_images
+from ..model.survey import layers as list_layers
+from ..model.table import Layer, LayerTable
+from ..projection.project import Projections, project
+from ..results.store import replacing
+from ..topk.result import LayerTop, TopK
+from ..topk.scan import top as scan_top
+from . import page, parts, sprites
+
+_BYTES = 3 << 28  # of patches and projections at once; a layer that needs more goes in pieces
+
+
+def report(
+    model: nn.Module,
+    images: Any = None,
+    *,
+    layers: Sequence[int | str] | int | str | None = None,
+    units: Sequence[int] | str | None = None,
+    most: int = 64,
+    k: int = 9,
+    top: TopK | None = None,
+    occlusion: int | Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    rule: str = "deconvnet",
+    lrn: str = "pass",
+    allow_gradient: bool = False,
+    preprocess: Any = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    title: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    out: str | os.PathLike[str] = "report.html",
+    progress: bool = True,
+) -> Path:
+    """Write one page of HTML in which all of this can be looked through: units, filters, occlusion maps.
+
+    Example:
+        >>> import deconvviz, pathlib, tempfile, torch
+        >>> model, images = deconvviz.zoo.create("zfnet64"), torch.randn(6, 3, 64, 64)
+        >>> page = pathlib.Path(tempfile.mkdtemp(), "page.html")
+        >>> chosen = {"layers": [1, 2], "most": 4, "occlusion": 1, "progress": False}
+        >>> deconvviz.report(model, images, **chosen, out=page).name
+        'page.html'
+
+    Everything is in the one file: it needs no server, fetches nothing, and can be sent to others. One scan finds the
+    strongest images of all layers; the pictures are written as they are made, so that memory does not depend on
+    how many units there are.
+
+    Args:
+        model: Any network whose path to the layers has rules, see `audit`; it is left as it was.
+        images: Tensor (N, C, H, W) in the model's input space, a PIL image or a list, a folder, a `Dataset` or
+            `DataLoader`, or None for the sample photos.
+        layers: Numbers or module paths; None: those of the numbers 1 to 5 that the network has.
+        units: A list, "all", or None for each layer's `most` strongest.
+        most: How many units of each layer, by their strongest activation, where `units` does not say.
+        k: How many images per unit.
+        top: A scan of the same images that was made before, in place of a new one; `layers` and `k` are then its own.
+        occlusion: How many images get occlusion maps, or their indices; None: four where the network classifies.
+        class_names: One per class; None takes those of the zoo's card or torchvision's weights.
+        rule: "deconvnet", "guided" or "backprop", see `project`.
+        lrn: "pass" or "gradient", see `project`.
+        allow_gradient: Give operations without a rule their plain gradient instead of refusing.
+        preprocess: How a picture becomes the model's input, where the model does not say.
+        batch_size: Images per forward pass.
+        workers: Processes that read images.
+        title: The page's heading; None: "What … sees".
+        facts: Further lines for what the page says of the network, such as {"Weights": "best.pth"}.
+        out: Path of the page.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UnsupportedOp: An operation on the path has no rule.
+        OptionError, LayerError, UnitError, ImageError, ModelError, StoreError: As their names say.
+
+    Source:
+        Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, Figs. 2, 6 and 7.
+    """
+    _check(model, most, k, out)
+    source = open_images(model, images, preprocess)
+    table = list_layers(model, tuple(source.take([0]).shape[1:]))
+    how = _How(model, source, {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient}, batch_size, progress)
+    scan = None if top is None else _given(top, source, table, layers)
+    rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
+    how.rehearse(rows, units)
+    with replacing(out) as unfinished, page.Pictures() as pictures:
+        known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
+        occlusions = parts.occlusions(model, source, occlusion, pictures, **known)
+        if scan is None:
+            names = [row.name for row in rows]
+            scan = scan_top(
+                model, source, layers=names, k=k, batch_size=batch_size, workers=workers, progress=progress
+            ).tops
+        drawn = [
+            how.draw(number, row, one, _choose(one, units, most), pictures)
+            for number, (row, one) in enumerate(zip(rows, scan, strict=True))
+        ]
+        title = title or f"What {_name(model)} sees"
+        data = {
+            "title": title,
+            "layers": drawn,
+            "filters": parts.filters(model, rows, pictures),
+            "occlusion": occlusions,
+            "facts": parts.facts(model, source, {"Rule": rule, **(facts or {})}, images),
+            "table": parts.table(table),
+            "images": parts.images(source, {i for layer in drawn for ids in layer["images"] for i in ids}, pictures),
+        }
+        page.write(unfinished, title, data, pictures)
+    return Path(out)
+
+
+def _check(model: nn.Module, most: int, k: int, out: str | os.PathLike[str]) -> None:
+    check_weights(unwrapped(model))
+    if most < 1 or k < 1:
+        raise OptionError(f"most={most}, k={k}: expected at least 1 of each.")
+    if os.path.isdir(out):
+        raise StoreError(f"{out} is a folder; give the page's path, such as {Path(out) / 'report.html'}.")
+
+
+def _name(model: nn.Module) -> str:
+    network = unwrapped(model)
+    card = getattr(network, "card", None)
+    return str(getattr(card, "name", None) or type(network).__name__)
+
+
+def _rows(table: LayerTable, layers: Sequence[int | str] | int | str | None) -> list[Layer]:
+    """Return the layers asked for, each once; None: those numbered 1 to 5."""
+    if layers is None:
+        found = [row for row in table.numbered if (row.number or 0) <= 5]
+    else:
+        wanted = [layers] if isinstance(layers, (int, str)) else layers
+        found = list({row.name: row for row in (table[layer] for layer in wanted)}.values())
+    if not found:
+        raise LayerError(
+            "there is no layer to show. Give layers=[…]: module paths; deconvviz.layers(model) lists them."
+        )
+    return found
+
+
+def _given(
+    top: TopK, source: ImageSet, table: LayerTable, layers: Sequence[int | str] | int | str | None
+) -> tuple[LayerTop, ...]:
+    """Return the layers of a scan that was made before."""
+    if top.count != len(source):
+        raise ImageError(f"the scan saw {top.count} images, these are {len(source)}. Give it the images of that scan.")
+    return top.tops if layers is None else tuple(top[row.name] for row in _rows(table, layers))
+
+
+def _order(top: LayerTop) -> list[int]:
+    """Return a layer's units, the strongest first; of equal ones that with the smaller number."""
+    order: list[int] = top.values[:, 0].argsort(descending=True, stable=True).tolist()
+    return order
+
+
+def _choose(top: LayerTop, units: Sequence[int] | str | None, most: int) -> list[int]:
+    order = _order(top)
+    if units is None:
+        return order[:most]
+    return order if isinstance(units, str) else [unit for unit in order if unit in set(units)]
+
+
+class _How(NamedTuple):
+    """What every projection of the page shares."""
+
+    model: nn.Module
+    source: ImageSet
+    rule: dict[str, Any]
+    batch_size: int
+    progress: bool
+
+    def rehearse(self, rows: Sequence[Layer], units: Sequence[int] | str | None) -> None:
+        """Project the first image of each layer: a unit or a rule that is not there is refused before the long scan."""
+        first, known = self.source.take([0]), self.source.preprocess
+        wanted = [0] if units is None or units == "all" else units
+        for row in rows:
+            one: dict[str, Any] = {"units": wanted, "top": 1, "preprocess": known, "progress": False, **self.rule}
+            project(self.model, first, layer=row.name, **one)
+
+    def draw(
+        self, number: int, layer: Layer, top: LayerTop, units: Sequence[int], pictures: page.Pictures
+    ) -> dict[str, Any]:
+        """Keep a sprite for each unit; return the layer's facts and the units' numbers."""
+        count = top.values.shape[1]
+        height, width = layer.reach.window()
+        shape = sprites.Shape.of(height, width, math.ceil(math.sqrt(count)))
+        boxes, contrasts = [], []
+        order = _order(top)
+        for result in self._projections(layer, top, units):
+            for row, unit in enumerate(result.units.tolist()):
+                encoded, contrast = sprites.units(result, row, shape)
+                pictures.add(f"u{number}-{unit}", encoded)
+                contrasts.append(contrast)
+            boxes += result.boxes.tolist()
+        return {
+            "name": layer.name,
+            "number": layer.number,
+            "kind": layer.kind,
+            "of": layer.units,
+            "map": (layer.height, layer.width),
+            "field": layer.receptive_field,
+            "pixels": (height, width),
+            **shape.facts(),
+            "units": list(units),
+            "ranks": [order.index(unit) + 1 for unit in units],
+            "activations": sprites.rounded_all(top.values[units].tolist(), 6),
+            "images": top.image_ids[units].tolist(),
+            "positions": top.positions[units].tolist(),
+            "boxes": boxes,
+            "contrasts": contrasts,
+        }
+
+    def _projections(self, layer: Layer, top: LayerTop, units: Sequence[int]) -> Iterator[Projections]:
+        """Project the units in pieces that fit into memory."""
+        channels = self.source.take([0]).shape[1]
+        scan = TopK((top,), top.values.shape[1], len(self.source))
+        step = max(1, _BYTES // (2 * 4 * scan.k * channels * math.prod(layer.reach.window())))
+        chosen: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, **self.rule}
+        for first in range(0, len(units), step):
+            part = list(units[first : first + step])
+            yield project(self.model, self.source, layer=layer.name, units=part, top=scan, **chosen)

@@ -1,0 +1,223 @@
+"""The sample photos: free pictures from scikit-image and matplotlib, cut into windows at several scales."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as F
+from torchvision.transforms.functional import InterpolationMode
+
+from ..errors import ImageError, OptionError
+from .opening import ImageSet
+from .preprocess import Preprocess, upright
+
+_SKIMAGE, _MATPLOTLIB = ("skimage", "data"), ("matplotlib", "mpl-data/sample_data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """One sample photo: where its file lies, and what one must know to show it to others.
+
+    Attributes:
+        name: short name, the label of its windows.
+        file: file name.
+        title, author, licence, source: for the list of sources; `licence` is what the package states.
+        finest: the shortest windows are the photo's short side divided by this; even textures need few of
+            them.
+        place: (package, folder) that the file comes with.
+    """
+
+    name: str
+    file: str
+    title: str
+    author: str
+    licence: str
+    source: str
+    finest: float = 8
+    place: tuple[str, str] = _SKIMAGE
+
+    @property
+    def path(self) -> Path:
+        """The file in the installed package, found without importing the package."""
+        spec = importlib.util.find_spec(self.place[0])
+        folders = (spec.submodule_search_locations if spec is not None else None) or [self.place[0]]
+        return Path(folders[0], self.place[1], self.file)
+
+
+_STATED = "scikit-image, docstring of skimage.data."
+# Left out, because their licence is not stated or not free: color, coins, ihc, moon, motorcycle, page, text,
+# cell.
+PHOTOS = (
+    Photo("astronaut", "astronaut.png", "The astronaut Eileen Collins", "NASA", "public domain",
+          "NASA Great Images, https://flic.kr/p/r9qvLn; " + _STATED + "astronaut"),
+    Photo("coffee", "coffee.png", "Coffee cup, courtesy of Pikolo Espresso Bar", "Rachel Michetti", "CC0",
+          _STATED + "coffee"),
+    Photo("chelsea", "chelsea.png", "Chelsea the cat", "Stefan van der Walt", "CC0", _STATED + "chelsea"),
+    Photo("rocket", "rocket.jpg", "Launch of DSCOVR on Falcon 9", "SpaceX", "public domain",
+          "https://www.flickr.com/photos/spacexphotos/16511594820/; " + _STATED + "rocket"),
+    Photo("hopper", "grace_hopper.jpg", "Commodore Grace M. Hopper, USN", "James S. Davis, U.S. Navy",
+          "public domain (work of the U.S. federal government)",
+          "matplotlib's sample data; Wikimedia Commons, Commodore_Grace_M._Hopper,_USN_(covered).jpg",
+          place=_MATPLOTLIB),
+    Photo("hubble", "hubble_deep_field.jpg", "Hubble eXtreme Deep Field", "NASA", "public domain",
+          "HubbleSite release 2012/37; " + _STATED + "hubble_deep_field", finest=3),
+    Photo("retina", "retina.jpg", "Fundus photograph of a normal left eye", "Mikael Häggström", "CC0",
+          "Wikimedia Commons, Fundus_photograph_of_normal_left_eye.jpg; " + _STATED + "retina",
+          finest=3),
+    Photo("camera", "camera.png", "Cameraman", "Lav Varshney", "CC0", _STATED + "camera"),
+    Photo("clock", "clock_motion.png", "Wall clock, blurred by motion", "Stefan van der Walt",
+          "public domain", _STATED + "clock", finest=2),
+    Photo("brick", "brick.png", "Brick wall", "CC0Textures (Bricks25)", "CC0", _STATED + "brick", finest=3),
+    Photo("grass", "grass.png", "Grass", "linolafett", "CC0", _STATED + "grass", finest=3),
+    Photo("gravel", "gravel.png", "Gravel", "CC0Textures (Gravel04)", "CC0", _STATED + "gravel", finest=3),
+)  # fmt: skip
+
+_LEVELS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # a photo's short side, in windows
+_MAGNIFY = 1.5  # no window is enlarged more than this
+
+
+def samples(
+    size: int | tuple[int, int] = 64, count: int | None = None, *, preprocess: Preprocess | None = None
+) -> ImageSet:
+    """Cut the sample photos into windows of `size`.
+
+    Example:
+        >>> windows = samples(64)
+        >>> windows.take([0, 1]).shape, windows.names[0], windows.labels[0]
+        (torch.Size([2, 3, 64, 64]), 'astronaut 512px @ (0,0)', 'astronaut')
+
+    Each photo is resized (with antialiasing) so that its short side is 1, 1.5, 2, 3, 4, 6 and 8 windows long,
+    never enlarged by more than 1.5; the windows are slices of that, half a window apart or a little less.
+    Where that makes more than `count`, windows of the finest scales are left out, evenly. The result is
+    always the same. Photos are read when the first of their windows is asked for.
+
+    Args:
+        size: height and width of the windows in pixels.
+        count: how many at most. By default what 25 million pixels make, at least 400 and at most 3,600 (64
+            px: 3,600, 224 px: 498).
+        preprocess: brings the windows into a model's input space; without it they have values from 0 to 1.
+
+    Returns:
+        The windows; `names` say photo, side in the photo's own pixels and top-left corner, `labels` the
+        photo.
+
+    Raises:
+        ImageError: the photos are not where scikit-image and matplotlib should have them.
+        OptionError: a size or count below 1.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1 or (count is not None and count < 1):
+        raise OptionError(f"size {size} and count {count} must be at least 1.")
+    if count is None:
+        count = min(max(25_000_000 // (height * width), 400), 3600)
+    shown = preprocess or Preprocess((height, width), None, (0.0,) * 3, (1.0,) * 3, source="pixels")
+    source = _Windows((height, width), count, shown)
+    return ImageSet(source, shown, source.names, [w.photo.name for w in source.windows])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """A slice of `photo` resized to `shape`, from `corner`."""
+
+    photo: Photo
+    level: float
+    shape: tuple[int, int]
+    corner: tuple[int, int]
+
+
+class _Windows:
+    """The source behind `samples`: windows by number."""
+
+    parallel = False
+
+    def __init__(self, size: tuple[int, int], count: int, preprocess: Preprocess) -> None:
+        self.size, self.preprocess = size, preprocess
+        sizes = _photo_sizes()
+        found = [w for photo in sizes for w in _cut(photo, sizes[photo], size, _MAGNIFY)]
+        # Windows larger than every photo: better enlarged than none.
+        found = found or [w for photo in sizes for w in _cut(photo, sizes[photo], size, math.inf) if w.level == 1]
+        self.windows = _thinned(found, count)
+        self.names = [_name(w, sizes[w.photo], size) for w in self.windows]
+        self._levels: dict[tuple[str, float], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, ids: Sequence[int]) -> Tensor:
+        pixels = torch.stack([self._slice(self.windows[i]) for i in ids])
+        if self.preprocess.transform is None:
+            return self.preprocess.normalize(pixels)
+        return torch.stack([self.preprocess(F.to_pil_image(p)) for p in pixels])
+
+    def _slice(self, window: _Window) -> Tensor:
+        if (window.photo.name, window.level) not in self._levels:
+            self._read(window.photo)
+        (top, left), (height, width) = window.corner, self.size
+        return self._levels[window.photo.name, window.level][:, top : top + height, left : left + width]
+
+    def _read(self, photo: Photo) -> None:
+        """Resize one photo to all its levels: a few resizes instead of one for each window."""
+        gray = self.preprocess.mean is not None and len(self.preprocess.mean) == 1
+        with Image.open(photo.path) as opened:
+            picture = upright(opened, "L" if gray and self.preprocess.transform is None else "RGB")
+        mode = InterpolationMode(self.preprocess.interpolation)
+        for level, shape in {w.level: w.shape for w in self.windows if w.photo is photo}.items():
+            resized = F.resize(picture, list(shape), mode, antialias=True)
+            self._levels[photo.name, level] = F.pil_to_tensor(resized)
+
+    def identity(self) -> Iterator[str]:
+        yield f"samples {self.size} {self.names}"
+
+
+def _photo_sizes() -> dict[Photo, tuple[int, int]]:
+    sizes = {}
+    for photo in PHOTOS:
+        try:
+            with Image.open(photo.path) as opened:
+                sizes[photo] = (opened.height, opened.width)
+        except OSError as error:
+            raise ImageError(
+                f"the sample photo {photo.path} cannot be read: {error}. Install {photo.place[0]} again, or "
+                "give images of your own."
+            ) from error
+    return sizes
+
+
+def _cut(photo: Photo, full: tuple[int, int], size: tuple[int, int], magnify: float) -> Iterator[_Window]:
+    fit = max(size[0] / full[0], size[1] / full[1])  # at this scale the largest window just fits
+    for level in _LEVELS:
+        if level > photo.finest or level * fit > magnify:
+            break
+        shape = (max(round(full[0] * fit * level), size[0]), max(round(full[1] * fit * level), size[1]))
+        for top in _starts(shape[0], size[0]):
+            for left in _starts(shape[1], size[1]):
+                yield _Window(photo, level, shape, (top, left))
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Return the starts of windows that cover `length` evenly, at most half a window apart."""
+    steps = math.ceil(2 * (length - window) / window)
+    return [round(i * (length - window) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def _thinned(windows: list[_Window], count: int) -> list[_Window]:
+    """Keep at most `count`: the coarse levels whole, the first that doesn't fit thinned, none beyond."""
+    kept: set[int] = set()
+    for level in _LEVELS:
+        ids = [i for i, w in enumerate(windows) if w.level == level]
+        free = count - len(kept)
+        kept.update(ids if len(ids) <= free else (ids[i * len(ids) // free] for i in range(free)))
+    return [w for i, w in enumerate(windows) if i in kept]
+
+
+def _name(window: _Window, full: tuple[int, int], size: tuple[int, int]) -> str:
+    scale = full[0] / window.shape[0]
+    top, left = (round(c * scale) for c in window.corner)
+    return f"{window.photo.name} {round(size[0] * scale)}px @ ({top},{left})"

@@ -1,0 +1,239 @@
+"""From a picture to a network's input and back; which preprocessing a model was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.models import WeightsEnum
+from torchvision.transforms import functional as F
+
+from ..errors import ImageError, OptionError
+from ..guard import unwrapped
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
+_GIVE = (
+    "Give preprocess=: a torchvision weights enum, a torchvision Compose, deconvviz.images.Preprocess(size, "
+    "resize, mean, std), or any function from a PIL image to a float tensor (C, H, W)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From a PIL image to a network's input, and back for display.
+
+    Example:
+        >>> p = Preprocess(size=(64, 64), resize=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> x = p(Image.new("RGB", (100, 80)))
+        >>> x.shape, p.invert(x).shape
+        (torch.Size([3, 64, 64]), torch.Size([3, 64, 64]))
+
+    Resizes (with antialiasing) and crops the centre as torchvision's presets do, scales to 0–1, subtracts
+    `mean`, divides by `std`. A `transform` does all that instead; `mean` and `std` then only serve the
+    inverse.
+
+    Attributes:
+        size: (height, width) of the network's input, or None where only `transform` knows it.
+        resize: length of the short side before the crop, (height, width) to squash the picture, None for no
+            resize.
+        mean: per channel, on the 0–1 scale; one number = a gray image. None: the inverse is not known, and
+            pictures are shown stretched from their own minimum to their maximum.
+        std: per channel, on the 0–1 scale.
+        interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
+        transform: the user's own function from a PIL image to a float tensor (C, H, W).
+        source: who says so.
+    """
+
+    size: tuple[int, int] | None
+    resize: int | tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str = "bilinear"
+    transform: Callable[[Any], Any] | None = None
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be inverted."""
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise OptionError(f"mean {self.mean} and std {self.std} must both be given, with one number per channel.")
+        if any(s <= 0 for s in self.std or ()):
+            raise OptionError(f"std {self.std} must be positive.")
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return the network's input (C, H, W) for one PIL image."""
+        gray = self.mean is not None and len(self.mean) == 1
+        picture = upright(picture, "L" if gray and self.transform is None else "RGB")
+        if self.transform is not None:
+            return checked(self.transform(picture))
+        mode = F.InterpolationMode(self.interpolation)
+        if self.resize is not None:
+            size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            picture = F.resize(picture, size, mode, antialias=True)
+        if self.size is not None:
+            picture = F.center_crop(picture, list(self.size))
+        return self.normalize(F.pil_to_tensor(picture))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return uint8 pixels (…, C, H, W) in the network's input space, float32."""
+        values = pixels.float().div_(255)
+        if self.mean is None or self.std is None:
+            return values
+        return values.sub_(_column(self.mean, values)).div_(_column(self.std, values))
+
+    def invert(self, values: Tensor) -> Tensor:
+        """Return (…, C, H, W) of the network's input space as pixels (…, 3, H, W) from 0 to 1, float32."""
+        values = values.detach().float().cpu()
+        if self.mean is not None and self.std is not None:
+            values = values * _column(self.std, values) + _column(self.mean, values)
+        else:
+            low, high = values.amin((-3, -2, -1), keepdim=True), values.amax((-3, -2, -1), keepdim=True)
+            values = (values - low) / (high - low).clamp(min=1e-12)
+        if values.shape[-3] != 3:  # neither gray nor colours: the mean of the channels
+            values = values.mean(-3, keepdim=True).expand(*values.shape[:-3], 3, *values.shape[-2:])
+        return values.clamp(0, 1)
+
+    def describe(self) -> str:
+        """Return a text that is the same in every process, for fingerprints."""
+        fields = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
+        name = getattr(self.transform, "__qualname__", "")
+        return name + re.sub(r" at 0x[0-9a-f]+", "", repr(fields))
+
+
+def upright(picture: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Return a PIL image turned as its EXIF data says, in `mode`, whatever mode it has (alpha is dropped)."""
+    if picture.mode.startswith(("I", "F")):
+        raise ImageError(
+            f"a picture has mode {picture.mode!r}, more than 8 bits a channel. Convert it to 8 bits first."
+        )
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "P":  # a palette with transparency converts without a warning only by way of RGBA
+        picture = picture.convert("RGBA")
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+def checked(item: object) -> Tensor:
+    """Return one image of a dataset or a transform if it is a float tensor (C, H, W)."""
+    if not isinstance(item, Tensor) or item.dim() != 3 or not item.is_floating_point():
+        what = f"a {item.dtype} tensor {tuple(item.shape)}" if isinstance(item, Tensor) else f"{type(item).__name__}"
+        raise ImageError(
+            f"the dataset or its transform gave {what}, expected a float tensor (C, H, W) in the model's "
+            "input space. Scale and normalize the pixels as the model's training did."
+        )
+    return item
+
+
+def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
+    """Return the preprocessing that `model` was trained with, or the one given.
+
+    Example:
+        >>> import torchvision
+        >>> preprocess_for(torchvision.models.alexnet()).size
+        (224, 224)
+
+    Looks for a zoo card, timm's configuration, then torchvision's classification networks. Those don't say
+    which weights they hold, so they get the usual ImageNet preset: 224 of 256 pixels, bilinear (Inception v3:
+    299 of 342); weights with another one need `preprocess=Weights.transforms()`. A plain `nn.Sequential` of
+    identities, torchvision `Normalize` and one such network counts as that network.
+
+    Args:
+        model: the network; `DataParallel` is looked through.
+        preprocess: a `Preprocess`, a torchvision weights enum or its transforms, a torchvision `Compose`, or
+            any function from a PIL image to a float tensor (C, H, W).
+
+    Raises:
+        ImageError: nothing is known of the model and nothing was given.
+    """
+    if preprocess is not None:
+        return _given(preprocess)
+    network = unwrapped(model)
+    found = _known(network)
+    if found is None:
+        raise ImageError(f"how {type(network).__name__} wants its images is not known. {_GIVE}")
+    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), len(found.mean or ()))
+    if channels != len(found.mean or ()):
+        raise ImageError(
+            f"{type(network).__name__} takes {channels} channels, the {found.source} preset has "
+            f"{len(found.mean or ())}"
+            f": the network was changed. {_GIVE}"
+        )
+    return found
+
+
+def _known(network: nn.Module) -> Preprocess | None:
+    if hasattr(network, "card") and hasattr(network.card, "input_size"):
+        return _of_card(network.card)
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if config:
+        return _of_timm(config if isinstance(config, dict) else config.to_dict())
+    if re.fullmatch(r"torchvision\.models\.\w+", type(network).__module__):
+        return _of_torchvision(network)
+    if type(network) is nn.Sequential:
+        return _of_sequential(network)
+    return None
+
+
+def _of_card(card: Any) -> Preprocess:
+    mean, std = tuple(card.mean), tuple(card.std)
+    return Preprocess(tuple(card.input_size), card.resize, mean, std, card.interpolation, source="zoo card")
+
+
+def _of_timm(config: dict[str, Any]) -> Preprocess:
+    height, width = config["input_size"][-2:]
+    crop = config.get("crop_pct") or 1.0
+    squash = config.get("crop_mode") == "squash" or height != width
+    resize = (int(height / crop), int(width / crop)) if squash else int(height / crop)
+    mode = config.get("interpolation") or "bicubic"
+    mode = mode if mode in ("bilinear", "bicubic", "nearest", "lanczos") else "bicubic"  # timm's "random"
+    return Preprocess((height, width), resize, tuple(config["mean"]), tuple(config["std"]), mode, source="timm")
+
+
+def _of_torchvision(network: nn.Module) -> Preprocess:
+    if type(network).__name__ == "Inception3":
+        return Preprocess((299, 299), 342, _MEAN, _STD, source="torchvision ImageNet")
+    side = int(getattr(network, "image_size", 224))  # vision transformers fix it
+    return Preprocess((side, side), round(side / 0.875), _MEAN, _STD, source="torchvision ImageNet")
+
+
+def _of_sequential(network: nn.Sequential) -> Preprocess | None:
+    normalized = False
+    for child in network:
+        if isinstance(child, transforms.Normalize):
+            normalized = True
+        elif not isinstance(child, nn.Identity):
+            found = _known(child)
+            if found is None or not normalized:
+                return found
+            channels = len(found.mean or ())  # the wrapper normalizes by itself: it wants pixels from 0 to 1
+            return dataclasses.replace(found, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return None
+
+
+def _given(preprocess: Any) -> Preprocess:
+    if isinstance(preprocess, Preprocess):
+        return preprocess
+    if isinstance(preprocess, WeightsEnum):
+        preprocess = preprocess.transforms()
+    if not callable(preprocess):
+        raise OptionError(f"preprocess is a {type(preprocess).__name__}, which cannot be called. {_GIVE}")
+    if isinstance(preprocess, type):
+        raise OptionError(f"preprocess is the class {preprocess.__name__}, not one of its objects. {_GIVE}")
+    if type(preprocess).__name__ == "ImageClassification" and hasattr(preprocess, "crop_size"):
+        (crop,), (side,) = preprocess.crop_size, preprocess.resize_size
+        mode = preprocess.interpolation.value
+        mean, std = tuple(preprocess.mean), tuple(preprocess.std)
+        return Preprocess((crop, crop), side, mean, std, mode, source="torchvision weights")
+    norms = [t for t in getattr(preprocess, "transforms", ()) if type(t).__name__ == "Normalize"]
+    if len(norms) != 1:
+        return Preprocess(None, transform=preprocess)
+    mean, std = tuple(map(float, norms[0].mean)), tuple(map(float, norms[0].std))
+    return Preprocess(None, mean=mean, std=std, transform=preprocess)

@@ -1,0 +1,128 @@
+"""Which rule each operation of a model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedOp
+from ..guard import placement, untouched
+from ..rules import table as rules
+from ..tape.record import Op, Tape, record
+from .table import as_html, as_text
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One operation that ran: its function, its module, how often there, its rule, and how the rule stands.
+
+    `status` is "exact" (as in the ZFNet paper), "extension" (the paper has no such operation) or "unsupported".
+    """
+
+    operation: str
+    module: str
+    calls: int
+    kind: str
+    rule: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found; prints as a table, iterates over its rows."""
+
+    rows: tuple[AuditRow, ...]
+
+    def __iter__(self) -> Iterator[AuditRow]:
+        """Go through the rows."""
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.rows)
+
+    @property
+    def unsupported(self) -> tuple[AuditRow, ...]:
+        """The operations without a rule."""
+        return tuple(row for row in self.rows if row.status == "unsupported")
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [(r.operation, r.module, str(r.calls), r.status, r.rule) for r in self.rows]
+
+    def __str__(self) -> str:
+        """Lay the table out as text."""
+        return as_text(_HEADINGS, self._cells())
+
+    def _repr_html_(self) -> str:
+        return as_html(_HEADINGS, self._cells())
+
+
+_HEADINGS = ("operation", "module", "calls", "status", "rule")
+_SHOWN = ("rectifier", "max-pool", "average pool", "normalization", "product")
+
+
+def audit(model: nn.Module, images: Any = None) -> Audit:
+    """List every nonlinearity, pool and normalization that a model runs, and the rule each gets.
+
+    Example:
+        >>> import deconvviz, torchvision
+        >>> report = deconvviz.audit(torchvision.models.resnet18(weights=None))
+        >>> len(report.unsupported), report.rows[1].rule
+        (0, 'max(signal, 0), as in the paper')
+
+    The model runs once; what is listed is what ran, functional and in-place calls included. Operations without a
+    rule are listed whatever they are; they are unsupported where a signal from the output comes by.
+
+    Args:
+        model: The network; it is left as it was.
+        images: (N, C, H, W) or anything else `project` takes; the first is used. None: a blank image of the
+            model's own size.
+
+    Returns:
+        `Audit`.
+
+    Raises:
+        ModelError: The operations of the model cannot be seen.
+    """
+    from ..images.opening import open_images
+    from .survey import _input_size
+
+    device, dtype = placement(model)
+    if images is None:
+        image = torch.zeros(1, *_input_size(model, None))
+    else:
+        image = open_images(model, images).take([0])
+    with untouched(model) as network:
+        tape = record(network, image.to(device, dtype), saver=rules.Saving())
+    counts: dict[AuditRow, int] = {}
+    carried = _carried(tape)
+    for op in tape.ops:
+        row = _row(op, not carried.isdisjoint(op.outputs))
+        if row.kind in _SHOWN or not row.kind:
+            counts[row] = counts.get(row, 0) + 1
+    return Audit(tuple(replace(row, calls=calls) for row, calls in counts.items()))
+
+
+def _carried(tape: Tape) -> set[int]:
+    """Return the values that a signal at the output comes by; it does not enter a gate's own branch."""
+    if tape.output is None:
+        return set(range(len(tape.shapes)))
+    values = {tape.output}
+    for op in reversed(tape.ops):
+        if not values.isdisjoint(op.outputs):
+            values |= {v for slot, v in enumerate(op.inputs) if slot != op.saved.get("gate_slot")}
+    return values
+
+
+def _row(op: Op, carries: bool) -> AuditRow:
+    try:
+        rule = rules.find(op)
+    except UnsupportedOp as error:
+        if carries:
+            return AuditRow(op.name, op.module, 0, "", str(error), "unsupported")
+        return AuditRow(op.name, op.module, 0, "", "none needed: only in a gate, which is a constant", "extension")
+    return AuditRow(op.name, op.module, 0, rule.kind, rule.note, "exact" if rule.exact else "extension")

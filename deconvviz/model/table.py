@@ -1,0 +1,143 @@
+"""A layer, the table of all layers, and how to find one in it."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerError
+from ..tape.receptive_field import Reach
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, as it ran on images of one size.
+
+    `name` and each of `aliases` (modules that return the same tensor) is what `layer=` takes, `number` the papers'
+    number if it has one; `receptive_field` and `stride` are (vertical, horizontal) input pixels, the stride None for
+    a layer without rows and columns.
+    """
+
+    name: str
+    number: int | None
+    kind: str
+    units: int
+    height: int
+    width: int
+    receptive_field: tuple[int, int]
+    stride: tuple[int, int] | None
+    aliases: tuple[str, ...] = field(repr=False)
+    value: int = field(repr=False)
+    reach: Reach = field(repr=False, compare=False)
+    maker: str = field(repr=False, compare=False, default="")  # the operation that `value` comes from
+
+    def maps(self, response: Tensor) -> Tensor:
+        """Give a recorded tensor the form (N, units, height, width)."""
+        if self.reach.dims is None:
+            return response.reshape(len(response), self.units, self.height, self.width)
+        return response.movedim(self.reach.dims, (2, 3))
+
+    def spread(self, amounts: Tensor, units: Tensor, positions: Tensor, shape: torch.Size) -> Tensor:
+        """Return tensors like the recorded one, zero but for one unit at one position each."""
+        full = amounts.new_zeros(len(amounts), *shape[1:])
+        item = torch.arange(len(amounts))
+        self.maps(full)[item, units, positions[:, 0], positions[:, 1]] = amounts
+        return full
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The layers of a model in the order of execution; prints as a table, iterates over its rows."""
+
+    rows: tuple[Layer, ...]
+    input_size: tuple[int, int, int]
+
+    def __iter__(self) -> Iterator[Layer]:
+        """Go through the rows."""
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.rows)
+
+    def __getitem__(self, layer: int | str) -> Layer:
+        """Pick a layer by number or name."""
+        return find(self.rows, layer)
+
+    @property
+    def numbered(self) -> tuple[Layer, ...]:
+        """The layers that have a number, in its order."""
+        return tuple(sorted((r for r in self.rows if r.number is not None), key=lambda r: r.number or 0))
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                "" if r.number is None else str(r.number),
+                r.name,
+                r.kind,
+                str(r.units),
+                f"{r.height}×{r.width}",
+                f"{r.receptive_field[0]}×{r.receptive_field[1]}",
+                "" if r.stride is None else f"{r.stride[0]}×{r.stride[1]}",
+            )
+            for r in self.rows
+        ]
+
+    def __str__(self) -> str:
+        """Lay the table out as text."""
+        return as_text(_HEADINGS, self._cells())
+
+    def _repr_html_(self) -> str:
+        return as_html(_HEADINGS, self._cells())
+
+
+_HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride")
+
+
+def find(rows: Sequence[Layer], wanted: int | str) -> Layer:
+    """Pick a layer by number or name, or raise a LayerError that lists the right ones."""
+    if isinstance(wanted, Layer):
+        return wanted
+    if isinstance(wanted, Integral) and not isinstance(wanted, bool):
+        match = [r for r in rows if r.number == wanted]
+        if match:
+            return match[0]
+        numbered = LayerTable(tuple(rows), (0, 0, 0)).numbered
+        listing = ", ".join(f"{r.number} ({r.name})" for r in numbered) or "none"
+        raise LayerError(
+            f"there is no layer {wanted}; this model's numbered layers are {listing}. "
+            "Other layers go by module path; deconvviz.layers(model) lists them."
+        )
+    if not isinstance(wanted, str):
+        raise LayerError(f"layer must be a number or a module path, got {wanted!r}.")
+    match = [r for r in rows if wanted in r.aliases]
+    if match:
+        return match[0]
+    calls = [name for r in rows for name in r.aliases if re.fullmatch(re.escape(wanted) + r"#\d+", name)]
+    if calls:
+        raise LayerError(f"{wanted!r} runs {len(calls)} times; say which: {', '.join(calls)}.")
+    raise LayerError(
+        f"there is no layer {wanted!r} whose result is a tensor; the layers are {', '.join(r.name for r in rows)}."
+    )
+
+
+def as_text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out in columns."""
+    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (headings, *rows))
+    return "\n".join(lines)
+
+
+def as_html(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out for a notebook."""
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    return f"<table>{line('th', headings)}{''.join(line('td', row) for row in rows)}</table>"

@@ -1,0 +1,1 @@
+"""See the layer order in CONTRIBUTING.md."""

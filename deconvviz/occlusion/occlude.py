@@ -1,0 +1,259 @@
+"""Occlusion: cover parts of an image and see what the network's answer depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import ImageError, ModelError, OptionError, UnsupportedOp
+from ..guard import check_weights, placement, untouched, unwrapped
+from ..images.opening import ImageSet, open_images
+from ..model.survey import Layer, LayerTable, described, find, held
+from ..rules import table as rules
+from ..tape.record import Tape, record_fast
+from . import occluder as _occluder
+from .brute_force import Pass
+from .incremental import Unbatched
+from .meter import Meter, Targets, check_output
+from .result import Occlusion as Occlusion
+from .scan import Scan, Settings
+
+TOP = 4  # patches from other images
+
+
+def occlude(
+    model: nn.Module,
+    image: Any,
+    *,
+    target: Any = None,
+    layer: int | str | None = None,
+    size: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    fill: Any = "gray",
+    masks: Any = None,
+    edge: str = "clip",
+    method: str | None = None,
+    preprocess: Any = None,
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
+    refine: int | None = None,
+    others: Any = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Occlusion | Any:
+    """Slide an occluder over an image and measure at each position what the network makes of the rest.
+
+    Example:
+        >>> import deconvviz, torch
+        >>> model = deconvviz.zoo.create("zfnet64")
+        >>> result = deconvviz.occlude(model, torch.randn(3, 64, 64), size=16, stride=8, progress=False)
+        >>> result.probability.shape, result.label.shape, result.attribution().shape
+        (torch.Size([7, 7]), torch.Size([7, 7]), torch.Size([64, 64]))
+
+    One scan gives all maps. Only what the occluder can reach is computed again (`method="incremental"`, exact);
+    `method="full"` runs the whole network on every occluded image. The model is left as it was, also after Ctrl-C.
+
+    Args:
+        model: Any network that returns (N, classes).
+        image: (C, H, W) or (N, C, H, W) in the model's input space, a PIL image, a file, a folder, or anything else
+            `deconvviz.project` takes.
+        target: A class; a function of the output, (b, classes) to (b,); (layer, unit) for a unit's summed map;
+            (layer, function of its response (b, units, h, w)); a list of these, measured at once; or None, the
+            class that is most probable in the unoccluded image.
+        layer: Number or module path of the layer whose strongest map is followed, strongest by its sum over the
+            unoccluded image; None takes the deepest that has a number.
+        size: Pixels, or (height, width); None: a seventh of the short side, 32 px of 224.
+        stride: Pixels between positions, or (down, right); None: half the size. Pixels in no window get no
+            attribution.
+        fill: "gray": mid-gray in pixel space, whatever the normalization (0 for a tensor if the model's
+            preprocessing is not known; `fill_name` says so); a number or one per channel, on the 0–1 scale for
+            pictures and in input space for tensors; "mean" of the image; "blur" by half the occluder; "noise" with
+            the image's mean and spread; or another image.
+        masks: (P, H, W) bool, or 0 (seen) to 1 (covered), in place of a sliding window: superpixels, parts.
+        edge: "clip" cuts the last window off at the image's edge: captum's grid, so numbers can be compared.
+            "align" moves it back inside, so that every window has the full size.
+        method: "incremental", "full", or None: incremental unless a mask is no box, or the network (a transformer)
+            cannot be followed for several images at once; the result's `method` says which.
+        preprocess: How a picture becomes the model's input, where the model does not say.
+        memory: Bytes for a batch; None: 1 GB on a CPU, half of what is free on a GPU.
+        dtype: torch.bfloat16 or float16 to trade accuracy for time; `deviation` reports what it costs.
+        refine: Measure every `refine`th position, then all only where the maps change by more than a fifth of their
+            range or in label; the rest is interpolated, `measured` is False there.
+        others: Images whose top patches for the same unit are shown beside its projection.
+        class_names: One per class; None takes those of the zoo's card or torchvision's weights.
+        progress: Whether to show a bar with the rate.
+        seed: Of the noise.
+
+    Returns:
+        An `Occlusion` for one image; a list of them for a batch, a list or a folder.
+
+    Raises:
+        OptionError: An occluder larger than the image, a stride of 0, a target out of range, unfit masks …
+        ModelError: The output is not (N, classes), or not finite.
+        ImageError, LayerError, UnitError, UnsupportedOp: As their names say.
+
+    Source:
+        Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.3 and Fig. 7.
+        The paper states neither size nor stride.
+    """
+    settings = Settings(method, memory, dtype, refine, progress)
+    targets = Targets.read(target, layer)
+    check_weights(unwrapped(model))
+    source, single = _open(model, image, preprocess)
+    filling = _occluder.Filling(fill, model, source, preprocess, seed)
+    results = []
+    for i in range(len(source)):
+        taken = source.take([i])
+        occluder = _place(masks, taken, size, stride, edge)
+        task = _Task(model, taken, occluder, filling, targets, settings, class_names, others, preprocess)
+        results.append(task.run("occlude" if len(source) == 1 else f"occlude {i + 1}/{len(source)}"))
+    return results[0] if single else results
+
+
+def _open(model: nn.Module, image: Any, preprocess: Any) -> tuple[ImageSet, bool]:
+    if image is None:
+        raise ImageError("no image: give a tensor, a PIL image or a path.")
+    if isinstance(image, Tensor):
+        image = image.detach()[None] if image.dim() == 3 else image.detach()
+    source = open_images(model, image, preprocess)
+    file = isinstance(image, (str, os.PathLike)) and os.path.isfile(image)
+    return source, file or isinstance(image, Image.Image) or (isinstance(image, Tensor) and len(image) == 1)
+
+
+def _place(masks: Any, image: Tensor, size: Any, stride: Any, edge: str) -> _occluder.Occluder:
+    height, width = image.shape[2:]
+    if masks is None:
+        return _occluder.grid((height, width), size, stride, edge)
+    if size is not None or stride is not None:
+        raise OptionError("masks take the place of the window: leave size= and stride= out.")
+    return _occluder.of_masks(masks, (height, width))
+
+
+def _class_names(
+    model: nn.Module, preprocess: Any, given: Sequence[str] | None, classes: int
+) -> tuple[str, ...] | None:
+    if given is not None and len(given) != classes:
+        raise OptionError(f"class_names holds {len(given)} names, the model has {classes} classes. Give one for each.")
+    card = getattr(unwrapped(model), "card", None)
+    found = given or getattr(card, "classes", None) or (getattr(preprocess, "meta", None) or {}).get("categories")
+    return tuple(map(str, found)) if found and len(found) == classes else None
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Return a tensor for a result: on the CPU, float32 or float64."""
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _made(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
+    """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
+    if tape.output is None:
+        raise ModelError("the model's output is not a tensor, expected (N, classes). Wrap it to return the scores.")
+    return tape.kept[tape.output], None if layer is None else layer.maps(held(tape, layer))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One image (1, C, H, W) and everything that was asked about it."""
+
+    model: nn.Module
+    taken: Tensor
+    occluder: _occluder.Occluder
+    filling: _occluder.Filling
+    targets: Targets
+    settings: Settings
+    names: Sequence[str] | None
+    others: Any
+    preprocess: Any
+
+    def run(self, title: str) -> Occlusion:
+        """Scan the image."""
+        image = self.taken.to(*placement(self.model))
+        fill, fill_name = self.filling.on(self.taken[0], self.occluder.size)
+        method = self.settings.path(self.occluder)
+        with untouched(self.model) as network:
+            # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
+            tape = record_fast(network, image, keep=None, saver=rules.Saving())
+            layer = self._layer(tape)
+            output, response = _made(tape, layer)
+            meter = exact = self._meter(output, response, layer)
+            if self.settings.dtype is not None:
+                meter = self._meter(*Pass(network, tape, layer, self.settings.dtype)(tape.kept[0]), layer)
+            names = _class_names(self.model, self.preprocess, self.names, meter.classes)
+            shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
+            scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
+            try:
+                maps, measured = scan.run(meter, title)
+            except Unbatched:
+                if method == self.settings.method:  # asked for
+                    raise
+                method = "full"
+                scan = replace(scan, settings=replace(self.settings, method=method))
+                maps, measured = scan.run(meter, title)
+            deviation = scan.deviation(maps, measured, exact)
+        facts = {"fill_name": fill_name, "method": method, "deviation": deviation, "class_names": names}
+        return self._result(meter, layer, maps, fill=_stored(fill), measured=measured, **facts, **shown)
+
+    def _layer(self, tape: Tape) -> Layer | None:
+        """Return the layer asked for, or the deepest numbered one that comes before the output."""
+        rows = described(tape)
+        if self.targets.layer is not None:
+            return find(rows, self.targets.layer)
+        numbered = LayerTable(rows, (0, 0, 0)).numbered
+        return numbered[-1] if numbered else None
+
+    def _meter(self, output: Tensor, response: Tensor | None, layer: Layer | None) -> Meter:
+        targets = self.targets.resolved(check_output(output), layer)
+        unit = None if response is None else int(response[0].sum((1, 2)).argmax())
+        return Meter(targets, unit, output, response)
+
+    def _projections(self, tape: Tape, layer: Layer | None, unit: int | None) -> dict[str, Any]:
+        """Return the fields for panel (c)."""
+        if layer is None or unit is None:
+            return {}
+        from ..projection.project import carried, project
+
+        how = {"layer": layer.name, "preprocess": self.preprocess}
+        shown: dict[str, Any] = {}
+        with contextlib.suppress(UnsupportedOp):  # the maps do not need it
+            shown["projection"] = _stored(carried(tape, layer, unit)[0])
+        if self.others is not None:
+            found = project(self.model, self.others, units=[unit], top=TOP, progress=self.settings.progress, **how)
+            shown |= {"other_patches": found.patches[0], "other_projections": found.projections[0]}
+        return shown
+
+    def _result(self, meter: Meter, layer: Layer | None, maps: dict[str, Tensor], **facts: Any) -> Occlusion:
+        names = [target.name for target in meter.targets]
+        base = dict(meter.unoccluded)
+        if not self.targets.several:
+            base |= {name: base[name][0] for name in ("probability", "logit")}
+            maps |= {name: maps[name][0] for name in ("probability", "logit")}
+        occluder, known = self.occluder, self.filling.source.preprocess
+        return Occlusion(
+            image=_stored(self.taken[0]).clone(),
+            rows=occluder.rows,
+            cols=occluder.cols,
+            size=occluder.size,
+            stride=occluder.stride,
+            masks=occluder.masks,
+            target=tuple(names) if self.targets.several else names[0],
+            probability=maps["probability"],
+            logit=maps["logit"],
+            label=maps["label"],
+            activation=maps.get("activation"),
+            unoccluded=base,
+            layer=None if layer is None else layer.name,
+            number=None if layer is None else layer.number,
+            unit=meter.unit,
+            mean=known.mean and tuple(known.mean),
+            std=known.std and tuple(known.std),
+            **facts,
+        )

@@ -1,0 +1,173 @@
+"""What an occlusion scan measured: one number per occluder position, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..results import store as _store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What one image's scan measured: position maps, one number per occluder position, and the unoccluded values.
+
+    All tensors are on the CPU. With a list of targets `probability` and `logit` are (T, R, C).
+
+    Attributes:
+        image, fill: (C, H, W) the image and what covers it, in the model's input space; `mean` and `std` take them
+            back to pixels in 0–1.
+        rows, cols: (R,), (C,) the occluder's top-left corners in pixels; for masks R counts them and C is 1.
+        size: (height, width) of the occluder in pixels, None for masks.
+        target: class, or a function's name; a tuple of them for a list of targets.
+        probability: (R, C) the target's softmax share (the output itself where the network ends in a softmax);
+            NaN for a function.
+        logit: (R, C) the model's output for the target, or the function's value.
+        label: (R, C) the most probable class.
+        activation: (R, C) the sum over space of the map of `layer` whose sum is the largest in the unoccluded image,
+            `unit`; None where the model has no such layer.
+        unoccluded: the same four for the image as it is, by name.
+        measured: (R, C) False where `refine` interpolated.
+        masks: (P, H, W) what was covered, None for a grid.
+        projection: (C, H, W) the map's strongest activation in the unoccluded image, carried back to pixels by the
+            deconvnet; None where an operation has no rule.
+        other_patches, other_projections: (K, C, h, w) the top patches of `unit` among `others`, and their projections.
+        deviation: for a lower precision, each map's largest difference from the model's own on a sample.
+    """
+
+    image: Tensor
+    fill: Tensor
+    rows: Tensor
+    cols: Tensor
+    size: tuple[int, int] | None
+    target: int | str | tuple[int | str, ...]
+    probability: Tensor
+    logit: Tensor
+    label: Tensor
+    activation: Tensor | None
+    unoccluded: dict[str, Tensor]
+    measured: Tensor
+    masks: Tensor | None = None
+    layer: str | None = None
+    number: int | None = None
+    unit: int | None = None
+    projection: Tensor | None = None
+    other_patches: Tensor | None = None
+    other_projections: Tensor | None = None
+    stride: tuple[int, int] | None = None
+    fill_name: str = ""
+    method: str = ""
+    deviation: dict[str, float] | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return self.image.shape[1], self.image.shape[2]
+
+    def attribution(self, of: str | None = None) -> Tensor:
+        """Return (H, W) float64: the mean drop over the windows that cover each pixel, NaN where none does.
+
+        It is captum's definition: captum's `Occlusion` of the model gives `attribution("logit")`. Masks count with
+        their weight. Interpolated positions count like measured ones.
+
+        Args:
+            of: "probability", "logit" or "activation"; None: "probability", for functions "logit". With a list of
+                targets the result is (T, H, W).
+
+        Raises:
+            OptionError: No such map.
+        """
+        of = of or ("logit" if self.probability.isnan().all() else "probability")
+        values = getattr(self, of) if of in ("probability", "logit", "activation") else None
+        if values is None:
+            raise OptionError(f"of={of!r}: give 'probability', 'logit' or, with a layer, 'activation'.")
+        drop = self.unoccluded[of].double()[..., None, None] - values.double()
+        total, count = self.over_pixels(drop), self.over_pixels(torch.ones_like(drop))
+        return torch.where(count > 0, total / count, torch.nan)
+
+    def over_pixels(self, values: Tensor) -> Tensor:
+        """Sum values (…, R, C) over the positions that cover each pixel: (…, H, W) float64."""
+        if self.masks is not None:
+            return torch.einsum("...p,phw->...hw", values[..., 0].double(), self.masks.double())
+        assert self.size is not None
+        height, width = (_covers(*x) for x in zip((self.rows, self.cols), self.size, self.image_size, strict=True))
+        return height.T @ values.double() @ width
+
+    def only(self, target: int | str) -> Occlusion:
+        """Return the result for one of several targets."""
+        if not isinstance(self.target, tuple):
+            if target == self.target:
+                return self
+            raise OptionError(f"target {target!r} was not measured, only {self.target!r}.")
+        if target not in self.target:
+            raise OptionError(f"target {target!r} was not measured, only {', '.join(map(repr, self.target))}.")
+        i = self.target.index(target)
+        base = self.unoccluded | {name: self.unoccluded[name][i] for name in ("probability", "logit")}
+        return replace(self, target=target, probability=self.probability[i], logit=self.logit[i], unoccluded=base)
+
+    def name_of(self, target: int | str) -> str:
+        """Return a class's name, or its number where names are not known."""
+        if isinstance(target, str):
+            return target
+        return self.class_names[target] if self.class_names else f"class {target}"
+
+    def plot(self, figure: Figure | None = None, **options: Any) -> Figure:
+        """Draw the five panels of the paper's Fig. 7, see `deconvviz.plotting.occlusion.draw`."""
+        from ..plotting import occlusion as _panels
+
+        return _panels.draw(self, figure, **options)
+
+    def overlay(self, figure: Figure | None = None, **options: Any) -> Figure:
+        """Draw the attribution over the image, see `deconvviz.plotting.occlusion.overlay`."""
+        from ..plotting import occlusion as _panels
+
+        return _panels.overlay(self, figure, **options)
+
+    def animate(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write a GIF of the occluder and the probability side by side, see `deconvviz.plotting.animation.animate`."""
+        from ..plotting import animation as _animation
+
+        _animation.animate(self, path, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays |= {f"unoccluded.{name}": value for name, value in self.unoccluded.items()}
+        meta = {n: v for n, v in arrays.items() if v is not None and not isinstance(v, (Tensor, dict))}
+        held = [(n, v) for n, v in arrays.items() if isinstance(v, Tensor)]
+        # The widest numbers first: every array then starts at a multiple of its numbers' size.
+        arrays = dict(sorted(held, key=lambda item: -item[1].dtype.itemsize))
+        _store.save(path, arrays, {"kind": "occlusion", "deviation": self.deviation, **meta})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Occlusion:
+        """Read a file that `save` wrote."""
+        arrays, meta = _store.load(path, "occlusion")
+        meta.pop("kind")
+        plain: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in meta.items()}
+        for name in ("size", "activation"):
+            plain.setdefault(name, None)
+        base = {n.partition(".")[2]: arrays.pop(n) for n in list(arrays) if n.startswith("unoccluded.")}
+        return cls(**plain | arrays, unoccluded=base)
+
+    def _repr_png_(self) -> bytes:
+        from ..plotting import projections as plot
+
+        return plot.png(self.plot())
+
+
+def _covers(first: Tensor, window: int, length: int) -> Tensor:
+    """Mark (positions, pixels) of one dimension: which window covers which line."""
+    line = torch.arange(length)
+    return ((line >= first[:, None]) & (line < first[:, None] + window)).double()

@@ -1,0 +1,266 @@
+"""Draws results into matplotlib figures, which are returned and never shown."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure, FigureBase, SubFigure
+from skimage.util import montage
+
+from ..errors import OptionError, UnitError
+
+if TYPE_CHECKING:
+    from ..projection.project import Projections
+
+DPI = 144  # two pixels to the point
+MOST = 64  # blocks in one picture; more would be dots
+SATURATED = 0.005  # of a block's values are shown as plain white or black
+GRAY = 0.5  # a projection of zero, and what lies beyond the image's edge
+_RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
+_SCALES = ("unit", "projection")
+
+
+def draw(
+    result: Projections,
+    figure: Figure | None = None,
+    *,
+    units: Sequence[int] | None = None,
+    scale: str = "unit",
+    title: str | None = None,
+) -> Figure:
+    """Draw one block of tiles per unit, its projections at the left and their patches at the right.
+
+    Example:
+        >>> figure = draw(deconvviz.project(model, layer=5))  # doctest: +SKIP
+        >>> figure.savefig("layer-5.png")  # doctest: +SKIP
+
+    In a figure of its own one pixel of the composed arrays is one pixel of the picture.
+
+    Args:
+        result: What `project` returned.
+        figure: A matplotlib figure or subfigure to draw into; a new one of the fitting size if None.
+        units: The units to draw, by number; None draws all, at most the first 64.
+        scale: "unit": one symmetric scale for the block of a unit, so that its tiles can be compared;
+            "projection": each tile stretched by itself, as in the paper.
+            Zero is mid-gray in both; the largest half percent of the values saturates.
+        title: The line above; the layer's name if None.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UnitError: A unit that the result does not hold.
+        OptionError: An unknown scale.
+
+    Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", Fig. 2.
+    """
+    rows = _rows(result, units)
+    left, right = compose(result, units=units, scale=scale)
+    height, width = left.shape[:2]
+    frame = (2 * width + _MIDDLE, height + _HEAD)
+    if figure is None:
+        figure = Figure(figsize=(frame[0] / DPI, frame[1] / DPI), dpi=DPI, facecolor="white")
+    grid = _Grid.of(result, len(rows))
+    for side, (array, name) in enumerate(((left, "projections"), (right, "patches"))):
+        start = side * (width + _MIDDLE) / frame[0]
+        axes = figure.add_axes((start, 0.0, width / frame[0], height / frame[1]), anchor="N")
+        axes.imshow(array, origin="upper", aspect="equal", interpolation="antialiased", vmin=0, vmax=1)
+        axes.set_axis_off()
+        # Font sizes follow the array, so that a small given figure has small numbers.
+        point = axes.get_position().width * _inches(figure) * 72 / width
+        axes.text(_GAP, -2, name, fontsize=15 * point, color="0.35", va="bottom")
+        for block, row in enumerate(rows):
+            x, y = grid.corner(block)
+            label = f"{int(result.units[row])}" if len(rows) > 1 else _story(result, row, side)
+            axes.text(x + 1, y - 2, label, fontsize=13 * point, color="0.35", va="bottom")
+        if side == 0:
+            axes.text(_GAP, -26, title or _title(result, len(rows)), fontsize=20 * point, va="bottom")
+    return figure
+
+
+def compose(
+    result: Projections, *, units: Sequence[int] | None = None, scale: str = "unit"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two sides of the picture, projections and patches, each (H, W, 3) float32 within 0–1.
+
+    Example:
+        >>> left, right = compose(deconvviz.project(model, layer=5))  # doctest: +SKIP
+        >>> left.shape == right.shape  # doctest: +SKIP
+        True
+    """
+    if scale not in _SCALES:
+        raise OptionError(f"scale={scale!r} has no meaning here. Give {' or '.join(map(repr, _SCALES))}.")
+    rows = _rows(result, units)
+    grid = _Grid.of(result, len(rows))
+    signal = signed(result.projections[rows].float(), per="block" if scale == "unit" else "tile")
+    patches = result.patches[rows].float()
+    # What is not zero is no padding, whatever the boxes of an odd geometry say.
+    inside = _inside(result.boxes[rows], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
+    photos = torch.where(inside, true_colours(patches, inside, result.mean, result.std), GRAY)
+    return grid.fill(signal), grid.fill(photos)
+
+
+def signed(values: torch.Tensor, *, per: str) -> torch.Tensor:
+    """Map signed (U, K, C, h, w) to 0–1: zero becomes mid-gray, one symmetric scale per block or tile.
+
+    The largest half percent of the values that are not zero saturates: a few peaks would leave the rest gray.
+    """
+    rows = values.flatten(1 if per == "block" else 2)
+    scales = torch.stack([_most(row) for row in rows.flatten(0, -2)]).view(rows.shape[:-1])
+    scale = scales.view(*scales.shape, *(1,) * (values.dim() - scales.dim()))
+    return GRAY + GRAY * (values / scale).clamp(-1, 1)
+
+
+def _most(values: torch.Tensor) -> torch.Tensor:
+    sizes = values[values != 0].abs()
+    if not len(sizes):
+        return values.new_ones(())
+    rank = max(1, math.ceil((1 - SATURATED) * len(sizes)))
+    return sizes.kthvalue(rank).values.clamp_min(1e-30)  # dividing by a denormal number would overflow
+
+
+def true_colours(
+    patches: torch.Tensor,
+    inside: torch.Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """Undo `(pixels - mean) / std` on (U, K, C, h, w); without them stretch each patch's inside to 0–1."""
+    if mean is not None and std is not None:
+        shape = (-1, 1, 1)
+        return (patches * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
+    dims = (2, 3, 4)
+    low = patches.where(inside, math.inf).amin(dim=dims, keepdim=True)
+    high = patches.where(inside, -math.inf).amax(dim=dims, keepdim=True)
+    return ((patches - low) / (high - low).clamp_min(1e-12)).nan_to_num(GRAY).clamp(0, 1)
+
+
+def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = "") -> Figure:
+    """Draw signed maps (N, C, H, W) as a near-square sheet of tiles, each around mid-gray on its own scale.
+
+    Example:
+        >>> sheet(deconvviz.deconv(model, images, layer=5, unit=3)).savefig("unit-3.png")  # doctest: +SKIP
+    """
+    tiles = _rgb(signed(values.detach().cpu().float()[None], per="tile"))[0].permute(0, 2, 3, 1).numpy()
+    array = _montage(tiles, _Grid.square(len(tiles)), 2 * _RULE)
+    height, width = array.shape[:2]
+    if figure is None:
+        size = (max(width, 320) / DPI, (height + _HEAD // 2) / DPI)
+        figure = Figure(figsize=size, dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 1.0, height / (height + _HEAD // 2)), anchor="SW")
+    axes.imshow(array, origin="upper", aspect="equal", interpolation="antialiased")
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize=8, pad=3)
+    return figure
+
+
+def png(figure: FigureBase) -> bytes:
+    """Return the figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    whole = figure.figure if isinstance(figure, SubFigure) else figure
+    assert isinstance(whole, Figure)
+    whole.savefig(buffer, format="png", dpi="figure")
+    return buffer.getvalue()
+
+
+class _Grid(NamedTuple):
+    """Where the tiles of every block are, in pixels."""
+
+    tiles: int  # per block
+    blocks: int
+    height: int  # of a tile as it is shown
+    width: int
+
+    @classmethod
+    def of(cls, result: Projections, blocks: int) -> _Grid:
+        height, width = result.patches.shape[-2:]
+        # One unit alone is shown large; every layer's tiles have about the same size on paper.
+        goal, limit = (240, 240) if blocks == 1 else (160, 224) if blocks <= 4 else (80, 112)
+        side = max(height, width)
+        factor = limit / side if side > limit else max(1, round(goal / side))
+        return cls(result.patches.shape[1], blocks, round(height * factor), round(width * factor))
+
+    @staticmethod
+    def square(count: int) -> tuple[int, int]:
+        columns = math.ceil(math.sqrt(count))
+        return math.ceil(count / columns), columns
+
+    def corner(self, block: int) -> tuple[int, int]:
+        """Return x and y of a block's upper left corner."""
+        rows, columns = self.square(self.tiles)
+        row, column = divmod(block, self.square(self.blocks)[1])
+        step_x = columns * (self.width + _RULE) + _RULE + _GAP
+        step_y = rows * (self.height + _RULE) + _RULE + _GAP
+        return _GAP + column * step_x, _GAP + row * step_y
+
+    def fill(self, tiles: torch.Tensor) -> np.ndarray:
+        """Put tiles (U, K, C, h, w) in their places: (H, W, 3)."""
+        tiles = self._resized(_rgb(tiles).flatten(0, 1)).unflatten(0, tiles.shape[:2])
+        shape = self.square(self.tiles)
+        blocks = [_montage(block, shape, _RULE) for block in tiles.permute(0, 1, 3, 4, 2).numpy()]
+        return _montage(np.stack(blocks), self.square(self.blocks), _GAP)
+
+    def _resized(self, tiles: torch.Tensor) -> torch.Tensor:
+        factor, rest = divmod(self.width, tiles.shape[-1])
+        if rest == 0 and self.height == factor * tiles.shape[-2]:
+            return tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        size = (self.height, self.width)
+        return torch.nn.functional.interpolate(tiles, size, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def _montage(images: np.ndarray, shape: tuple[int, int], padding: int) -> np.ndarray:
+    return montage(images, fill=(1.0, 1.0, 1.0), grid_shape=shape, padding_width=padding, channel_axis=-1)
+
+
+def _rgb(tiles: torch.Tensor) -> torch.Tensor:
+    """Return three channels; anything but gray and RGB is shown as the mean of its channels."""
+    if tiles.shape[2] != 3:
+        tiles = tiles.mean(2, keepdim=True).expand(-1, -1, 3, -1, -1)
+    return tiles
+
+
+def _inside(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Mark the pixels (U, K, 1, h, w) that lie in the image; a box at an edge lacks that side."""
+    top, left, bottom, right = (edge[..., None] for edge in boxes.unbind(-1))
+    return (_span(top, bottom, height)[..., :, None] & _span(left, right, width)[..., None, :])[:, :, None]
+
+
+def _span(start: torch.Tensor, stop: torch.Tensor, length: int) -> torch.Tensor:
+    first = torch.where(start == 0, length - (stop - start), 0)
+    place = torch.arange(length)
+    return (place >= first) & (place < first + stop - start)
+
+
+def _rows(result: Projections, units: Sequence[int] | None) -> list[int]:
+    there = [int(unit) for unit in result.units]
+    if units is None:
+        return list(range(min(len(there), MOST)))
+    missing = [unit for unit in units if unit not in there]
+    if missing or not len(units):
+        some = ", ".join(map(str, there[:20])) + (", …" if len(there) > 20 else "")
+        raise UnitError(f"units={list(units)} cannot be drawn: this result holds {len(there)} units ({some}).")
+    return [there.index(unit) for unit in units]
+
+
+def _title(result: Projections, shown: int) -> str:
+    title = result.layer if result.number is None else f"layer {result.number}: {result.layer}"
+    title += "" if result.rule == "deconvnet" else f", {result.rule}"
+    return title + (f" ({shown} of {len(result.units):,} units)" if shown < len(result.units) else "")
+
+
+def _story(result: Projections, row: int, side: int) -> str:
+    """Return the line above a unit drawn alone: its activations at the left, its images at the right."""
+    if side:
+        return "images " + ", ".join(str(int(i)) for i in result.image_ids[row])
+    values = ", ".join(f"{float(a):.3g}" for a in result.activations[row])
+    return f"unit {int(result.units[row])}: {values}"
+
+
+def _inches(figure: FigureBase) -> float:
+    """Return the width of a figure or of a subfigure."""
+    return float(figure.bbox.width / figure.dpi)  # type: ignore[attr-defined]

@@ -1,0 +1,46 @@
+"""The one loop of the deconvnet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..model.survey import Layer, held
+from ..rules import table as rules
+from ..rules.signals import Grid, Items, Signal
+from ..rules.walk import Signals, Walk
+from ..tape.record import Tape
+
+
+def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rule: str = "deconvnet") -> Signal:
+    """Carry signals from a layer back to the images: the one loop of the deconvnet.
+
+    The signal stays on windows, one position's receptive field, as long as the rules can and it pays.
+    """
+    walk = Walk(tape, items, rule)
+    signals: dict[int, Signal] = {layer.value: start}
+    for op in reversed(tape.ops):
+        outs: Signals = [signals.pop(v, None) for v in op.outputs]
+        if all(s is None for s in outs):
+            continue
+        found = rules.find(op)
+        if not found.local(op, tape):
+            outs = [s and items.whole(s, tape.shapes[v]) for s, v in zip(outs, op.outputs, strict=True)]
+        for value, signal in zip(op.inputs, found.back(op, outs, walk), strict=True):
+            if signal is not None:
+                before = signals.get(value)
+                signals[value] = signal if before is None else items.sum(before, signal, tape.shapes[value])
+    if 0 not in signals:  # every path was a gate's
+        return Signal(start.data.new_zeros(len(items.images), *tape.shapes[0][1:]))
+    return signals[0]
+
+
+def begin(tape: Tape, layer: Layer, amounts: Tensor, units: Tensor, positions: Tensor) -> Signal:
+    """Return the signal at the layer: amounts (B,) of units (B,) at positions (B, 2), all else zero."""
+    response = held(tape, layer)
+    amounts = amounts.to(response)
+    if layer.reach.dims != (2, 3) or response.dim() != 4:
+        return Signal(layer.spread(amounts, units, positions, response.shape))
+    data = amounts.new_zeros(len(units), layer.units)
+    data[torch.arange(len(units)), units] = amounts
+    return Signal(data[:, :, None, None], Grid((1, 1), (0, 0)), units.to(data.device))

@@ -1,0 +1,198 @@
+"""How well a linear classifier does on the features of each layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ModelError, OptionError
+from ..images.opening import open_images
+from ..model.features import Reader, labels_of, reading, title
+from ..model.survey import Layer
+from ..results.base import Result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe(Result):
+    """The cross-validated accuracy of a linear classifier on each of L layers.
+
+    Attributes:
+        layers: the L layers.
+        accuracy: (L, folds) float64, share of right answers on each held-out fold.
+        features: how many numbers of each layer the classifier saw per image.
+        grids: (rows, columns) that each layer's maps were averaged to.
+        converged: (L, folds) bool, whether the classifier's training came to its end.
+        classes: the labels, sorted.
+        count: how many images.
+        chance: share of the most frequent class: what a classifier that sees nothing gets.
+    """
+
+    layers: tuple[str, ...]
+    accuracy: Tensor
+    features: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+    converged: Tensor
+    classes: tuple[str, ...]
+    count: int
+    chance: float
+
+    @property
+    def mean(self) -> Tensor:
+        """(L,): the accuracy, mean over the folds."""
+        return self.accuracy.mean(1)
+
+    @property
+    def std(self) -> Tensor:
+        """(L,): its standard deviation over the folds (divided by the number of folds)."""
+        return self.accuracy.std(1, correction=0)
+
+    def plot(self, figure: Any = None, *, name: str = "this network", others: Mapping[str, Probe] | None = None) -> Any:
+        """Draw the accuracy over the layers; return the figure.
+
+        `others`, by name, are drawn into the same axes; `name` is this one's in the legend.
+        """
+        from ..plotting.studies import draw_probes
+
+        return draw_probes({name: self, **(others or {})}, figure)
+
+    def __str__(self) -> str:
+        """Return one line per layer."""
+        rows = zip(self.layers, self.mean.tolist(), self.std.tolist(), self.features, strict=True)
+        lines = [f"{name}: {mean:.1%} ± {std:.1%} ({features} features)" for name, mean, std, features in rows]
+        return "\n".join([*lines, f"chance: {self.chance:.1%} ({self.count} images, {len(self.classes)} classes)"])
+
+
+def probe(
+    model: nn.Module,
+    images: object,
+    *,
+    labels: object = None,
+    layers: Sequence[int | str] | None = None,
+    folds: int = 5,
+    most: int = 1024,
+    strength: float = 1.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    preprocess: object = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Probe:
+    """Train a linear classifier on each layer's features and see how well it does on images it has not seen.
+
+    Example:
+        >>> import deconvviz, torch
+        >>> model, images = deconvviz.zoo.create("zfnet64"), torch.randn(12, 3, 64, 64)
+        >>> options = {"labels": [0, 1] * 6, "layers": [1, 5], "folds": 2, "progress": False}
+        >>> deconvviz.probe(model, images, **options).accuracy.shape  # doctest: +SKIP
+        torch.Size([2, 2])
+
+    Each layer's maps are averaged down to the finest grid that leaves at most `most` numbers (adaptive average
+    pooling; a layer of more units than that keeps one number per unit), so that layers of different sizes compete with
+    about as many features. Then scikit-learn's standardization and logistic regression, both fitted to the training
+    folds alone; the folds have the classes in equal shares.
+
+    Args:
+        model: The network; left as it was found.
+        images: (N, C, H, W) in the model's input space, pictures, a folder, or a dataset.
+        labels: One per image; None: the labels that come with the images, such as a folder's subfolders.
+        layers: Numbers or module paths; None: the numbered ones up to 5 and the features before the last linear layer.
+        folds: Parts of the cross-validation.
+        most: Features per layer.
+        strength: scikit-learn's C; smaller regularizes more.
+        seed: Of the division into folds.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
+        preprocess: See `project`.
+        workers: Processes that decode files.
+        progress: Show a bar.
+
+    Returns:
+        A `Probe`: `accuracy` (L, folds), `mean` and `std` (L,), `features`, `grids`, `converged`, `classes`, `chance`.
+
+    Raises:
+        OptionError: Labels that do not fit, or fewer images of a class than folds.
+        ModelError: scikit-learn is not installed: `pip install "deconvviz[studies]"`.
+        LayerError, ImageError: As their names say.
+
+    Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 5.2 and Table 7.
+    """
+    _need_sklearn()
+    if folds < 2 or most < 1 or not strength > 0:
+        raise OptionError(f"folds={folds}, most={most}, strength={strength}: expected at least 2, at least 1, above 0.")
+    opened = open_images(model, images, preprocess)
+    texts = [str(label) for label in labels_of(model, opened, labels)]
+    counts = _counted(texts, folds)
+    classes = tuple(counts)
+    with reading(model, opened, layers) as reader:
+        tables = _tables(reader, most, reader.batches(batch_size, workers, progress, "probe"))
+        names = tuple(title(layer) for layer in reader.layers)
+        grids = tuple(_grid(layer, most) for layer in reader.layers)
+    answers = torch.tensor([classes.index(text) for text in texts])
+    scored = [_score(table, answers, folds, strength, seed) for table in tables]
+    accuracy, converged = (torch.stack(column) for column in zip(*scored, strict=True))
+    chance = max(counts.values()) / len(texts)
+    sizes = tuple(table.shape[1] for table in tables)
+    return Probe(names, accuracy, sizes, grids, converged, classes, len(texts), chance)
+
+
+def _counted(labels: list[str], folds: int) -> dict[str, int]:
+    """Return how many images each class has, sorted by name, enough for the folds."""
+    counts = {name: labels.count(name) for name in sorted(set(labels))}
+    rarest = min(counts, key=lambda name: counts[name])
+    if len(counts) < 2 or counts[rarest] < folds:
+        raise OptionError(
+            f"there are {len(counts)} classes, the rarest is {rarest!r} with {counts[rarest]} images; expected at "
+            f"least 2 classes of at least {folds} images, one for each fold."
+        )
+    return counts
+
+
+def _need_sklearn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ModelError('probe needs scikit-learn. Install it: pip install "deconvviz[studies]".') from error
+
+
+def _tables(reader: Reader, most: int, batches: Any) -> list[Tensor]:
+    """Return each layer's features (N, at most `most`) float32."""
+    parts: list[list[Tensor]] = [[] for _ in reader.layers]
+    for _, batch in batches:
+        for layer, kept, response in zip(reader.layers, parts, reader.read(batch), strict=True):
+            kept.append(F.adaptive_avg_pool2d(response.float(), _grid(layer, most)).flatten(1).cpu())
+    return [torch.cat(kept) for kept in parts]
+
+
+def _grid(layer: Layer, most: int) -> tuple[int, int]:
+    """Return the finest grid that leaves at most `most` numbers, near-square cells, at least 1 × 1."""
+    best = (1, 1)
+    for cells in range(1, max(layer.height, layer.width) + 1):
+        grid = min(cells, layer.height), min(cells, layer.width)
+        if layer.units * grid[0] * grid[1] <= most:
+            best = grid
+    return best
+
+
+def _score(table: Tensor, answers: Tensor, folds: int, strength: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the accuracy on each held-out fold, and whether the fit to the others converged."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = table.double().numpy(), answers.numpy()
+    accuracy, converged = [], []
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            classifier.fit(x[train], y[train])
+        converged.append(not any(issubclass(w.category, ConvergenceWarning) for w in caught))
+        accuracy.append(float(classifier.score(x[test], y[test])))
+    return torch.tensor(accuracy, dtype=torch.float64), torch.tensor(converged)

@@ -1,0 +1,272 @@
+"""How strong the responses of each layer are: standard deviations in one pass over the images."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LayerError, OptionError
+from ..guard import placement, untouched
+from ..images.opening import ImageSet, open_images
+from ..model.features import reading
+from ..model.survey import Layer, find, survey
+from ..results.base import Result
+from ..rules import table as rules
+from ..rules.backward import bound
+from ..tape.record import Op, Tape, record
+
+_CHUNK = 1 << 18  # values turned to float64 at once: they stay in the cache (5 times faster than 1 << 22)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Responses(Result):
+    """The standard deviation of each layer's responses, over images, positions and units.
+
+    Attributes:
+        names: the L layers' module paths, in the order of execution; a convolution's name also where its batch
+            normalization's output is what was measured.
+        measured: what was measured of each: the module path of that tensor.
+        units: how many units (channels) each layer has.
+        count: how many images were seen.
+        values: (L,) int64, numbers seen per unit: images × positions.
+        unit_mean: (sum of units,) float64, each unit's mean, layer after layer.
+        unit_squares: (sum of units,) float64, each unit's sum of squared deviations from its mean.
+    """
+
+    names: tuple[str, ...]
+    measured: tuple[str, ...]
+    units: tuple[int, ...]
+    count: int
+    values: Tensor
+    unit_mean: Tensor
+    unit_squares: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """(L,) float64: the standard deviation of all of a layer's responses (divided by their number)."""
+        parts = zip(self.values.tolist(), self.unit_mean.split(self.units), self._squares(), strict=True)
+        # The spread of the units' means is part of the layer's.
+        return torch.stack([(s / n + (m - m.mean()).square()).mean().sqrt() for n, m, s in parts])
+
+    @property
+    def mean(self) -> Tensor:
+        """(L,) float64: the mean of all of a layer's responses."""
+        return torch.stack([m.mean() for m in self.unit_mean.split(self.units)])
+
+    def unit_std(self, layer: str) -> Tensor:
+        """Return (units,) float64: the standard deviation of each unit of `layer`, one of `names`."""
+        if layer not in self.names:
+            raise LayerError(f"no layer {layer!r} in this result, it has {', '.join(self.names)}.")
+        index = self.names.index(layer)
+        return (self._squares()[index] / int(self.values[index])).sqrt()
+
+    def sorted(self) -> Responses:
+        """Return the same with the layers in order of falling standard deviation, as in the paper's lower panel."""
+        order = self.std.argsort(descending=True, stable=True).tolist()
+        means, squares = self.unit_mean.split(self.units), self._squares()
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[i] for i in order),
+            measured=tuple(self.measured[i] for i in order),
+            units=tuple(self.units[i] for i in order),
+            values=self.values[order],
+            unit_mean=torch.cat([means[i] for i in order]),
+            unit_squares=torch.cat([squares[i] for i in order]),
+        )
+
+    def merge(self, other: Responses) -> Responses:
+        """Return the result for the images of both, equal to one pass over all of them up to float64 rounding.
+
+        Raises:
+            OptionError: other layers.
+        """
+        if (self.names, self.measured, self.units) != (other.names, other.measured, other.units):
+            raise OptionError(f"a merge takes results of the same layers: {self.names} and {other.names}.")
+        each = torch.tensor(self.units)
+        a, b = (x.values.double().repeat_interleave(each) for x in (self, other))  # integers would divide in float32
+        mean, squares = combine((a, self.unit_mean, self.unit_squares), (b, other.unit_mean, other.unit_squares))
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            values=self.values + other.values,
+            unit_mean=mean,
+            unit_squares=squares,
+        )
+
+    def __str__(self) -> str:
+        """Return one line per layer."""
+        lines = [f"{name}: {std:.4g}" for name, std in zip(self.names, self.std.tolist(), strict=True)]
+        return "\n".join([f"standard deviation over {self.count} images", *lines])
+
+    def plot(
+        self, figure: Any = None, *, name: str = "this network", others: Mapping[str, Responses] | None = None
+    ) -> Any:
+        """Draw the standard deviations in the order of the layers and sorted; return the figure.
+
+        `others`, by name, are drawn into the same axes; `name` is this one's in the legend.
+        """
+        from ..plotting.studies import draw_responses
+
+        return draw_responses({name: self, **(others or {})}, figure)
+
+    def _squares(self) -> tuple[Tensor, ...]:
+        return self.unit_squares.split(self.units)
+
+
+def combine(a: tuple[Any, Tensor, Tensor], b: tuple[Any, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Merge (number, mean, sum of squared deviations) of two sets; return the mean and the sum for both.
+
+    Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+    """
+    (count_a, mean_a, squares_a), (count_b, mean_b, squares_b) = a, b
+    share = count_b / (count_a + count_b)
+    step = mean_b - mean_a
+    return mean_a + step * share, squares_a + squares_b + step.square() * count_a * share
+
+
+def response_std(
+    model: nn.Module,
+    images: object = None,
+    *,
+    layers: Sequence[int | str] | int | str | None = None,
+    kind: str | None = None,
+    batch_size: int | None = None,
+    preprocess: object = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Responses:
+    """Measure the standard deviation of each layer's responses, after BN and before the nonlinearity or addition.
+
+    Example:
+        >>> import deconvviz, torch, torchvision
+        >>> model = torchvision.models.resnet18(weights=None)
+        >>> result = deconvviz.response_std(model, torch.randn(4, 3, 64, 64), progress=False)
+        >>> len(result.names), result.std.shape, result.unit_std("layer1.0.conv1").shape
+        (16, torch.Size([16]), torch.Size([64]))
+
+    A convolution's response is the output of the batch normalization that alone reads it, where there is one, else
+    its own output. Mean and squared deviations of each unit are summed in float64, batch by batch, and merged
+    exactly, so memory does not depend on the number of images.
+
+    Args:
+        model: The network; left as it was found.
+        images: (N, C, H, W) in the model's input space, pictures, a folder, a dataset, or None: the sample photos.
+        layers: Module paths or numbers; a convolution named here is measured as above, any other layer at its own
+            output. None chooses by `kind`.
+        kind: "3x3" or another size of filter, "conv" for all convolutions; None: the 3×3 ones (as in the paper) if
+            there are any, else all.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
+        preprocess: See `project`.
+        workers: Processes that decode files.
+        progress: Show a bar.
+
+    Returns:
+        A `Responses`: `names`, `std` (L,), `mean` (L,), `count`, `unit_std(name)` (units,), `sorted()`, `merge()`.
+
+    Raises:
+        LayerError: No such layer, or none of this kind.
+        OptionError: A `kind` that has no meaning, or one beside `layers`.
+        ImageError, ModelError: Unfit images; weights or responses that are not finite.
+
+    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2 and Fig. 7.
+    """
+    if kind is not None and (layers is not None or not re.fullmatch(r"conv|\d+x\d+", kind)):
+        raise OptionError(f'kind={kind!r}: expected "conv" or a size such as "3x3", and no layers beside it.')
+    opened = open_images(model, images, preprocess)
+    names, found = _targets(model, opened, layers, kind)
+    with reading(model, opened, found) as reader:  # type: ignore[arg-type]
+        total: Responses | None = None
+        for _, batch in reader.batches(batch_size, workers, progress, "response_std"):
+            part = _measured(names, found, reader.read(batch, fixed=False), len(batch))
+            total = part if total is None else total.merge(part)
+    assert total is not None
+    return total
+
+
+def _measured(names: tuple[str, ...], layers: list[Layer], responses: list[Tensor], images: int) -> Responses:
+    """Return the moments of one batch's responses, each (n, units, height, width)."""
+    moments = [_moments(x) for x in responses]
+    return Responses(
+        names,
+        tuple(layer.name for layer in layers),
+        tuple(layer.units for layer in layers),
+        images,
+        torch.tensor([n for n, _, _ in moments]),
+        torch.cat([mean for _, mean, _ in moments]).cpu(),
+        torch.cat([squares for _, _, squares in moments]).cpu(),
+    )
+
+
+def _moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return how many numbers each unit has, their mean (units,) and sum of squared deviations (units,)."""
+    total: tuple[int, Tensor, Tensor] | None = None
+    for part in response.split(max(1, _CHUNK // response[0].numel())):
+        values = part.flatten(2).double()
+        each = values.mean(2)  # (n, units): image by image, along the memory
+        inner = torch.linalg.vector_norm(values - each[..., None], dim=2).square().sum(0)
+        mean = each.mean(0)
+        squares = inner + values.shape[2] * (each - mean).square().sum(0)
+        one = values.shape[0] * values.shape[2], mean, squares
+        total = one if total is None else (total[0] + one[0], *combine(total, one))
+    assert total is not None
+    return total
+
+
+# ---- which tensor ----------------------------------------------------------------------------------------------------
+
+
+def _targets(model: nn.Module, images: ImageSet, layers: Any, kind: str | None) -> tuple[tuple[str, ...], list[Layer]]:
+    """Return the names of the layers and the tensors to measure for them."""
+    with untouched(model) as network:
+        image = images.take([0]).to(*placement(network))
+        rows, tape = survey(network, image), record(network, image)
+    made = tape.producer()
+    convolutions = {v: op for v, op in made.items() if op.short == "conv2d"}
+    if layers is None:
+        chosen = [row for row in rows if row.value in _of_kind(convolutions, kind)]
+    else:
+        chosen = [find(rows, x) for x in ([layers] if isinstance(layers, (int, str)) else layers)]
+        chosen = sorted({row.value: row for row in chosen}.values(), key=lambda row: row.value)
+    if not chosen:
+        raise LayerError(
+            f"this model has no layers of kind {kind!r}. Give layers=; deconvviz.layers(model) lists them."
+        )
+    found: dict[int, tuple[str, Layer]] = {}
+    for row in chosen:
+        named = dataclasses.replace(row, name=_path(row, made.get(row.value)))
+        target = _after(named, tape, rows) if row.value in convolutions else named
+        found.setdefault(target.value, (named.name, target))
+    return tuple(name for name, _ in found.values()), [target for _, target in found.values()]
+
+
+def _of_kind(convolutions: dict[int, Op], kind: str | None) -> set[int]:
+    if kind == "conv":
+        return set(convolutions)
+    size = [int(part) for part in (kind or "3x3").split("x")]
+    found = {value for value, op in convolutions.items() if list(bound(op)["weight"].shape[2:]) == size}
+    return found if found or kind is not None else set(convolutions)
+
+
+def _after(row: Layer, tape: Tape, rows: Sequence[Layer]) -> Layer:
+    """Return the batch normalization's output where one alone reads the convolution, else the convolution's."""
+    consumers, value = tape.consumers(), row.value
+    while True:
+        readers = consumers.get(value, [])
+        rule = rules.RULES.get(readers[0].short) if len(readers) == 1 else None
+        if rule is None or (rule.kind != "identity" and readers[0].short != "batch_norm"):
+            return row
+        value = readers[0].outputs[0]
+        if readers[0].short == "batch_norm":
+            named = next((r.name for r in rows if r.value == value), f"{readers[0].module}:batch_norm")
+            return dataclasses.replace(row, value=value, name=named, maker=readers[0].where)
+
+
+def _path(row: Layer, op: Op | None) -> str:
+    """Prefer the name of the module that made the tensor to that of a block which only returns it."""
+    own = [name for name in row.aliases if op is not None and re.split("[#:]", name)[0] == op.module]
+    return own[0] if own else row.name

@@ -1,0 +1,291 @@
+"""One eager forward pass, recorded as the list of operations that ran.
+
+A `TorchFunctionMode` sees functional, in-place, reused and module calls alike, which neither module hooks nor graph
+tracing do. Only tensors that depend on the images are tracked: each gets a number, its *value*; an operation that
+changes a tensor in place gives the same object a new value. Everything else (weights, masks) is a constant. What
+the mode cannot see, such as a change through a view, is noted as an operation without a rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import ForwardError, UnsupportedOp
+from .operations import Op as Op
+from .operations import Slot as Slot
+from .operations import Tape as Tape
+from .operations import mapped, short_name, tensors_in
+
+
+class Stop(BaseException):
+    """Ends a forward pass when the last value that was asked for exists; no `except Exception` swallows it."""
+
+
+# Runs each operation: (tape so far, op, its tracked tensors, run) -> the operation's result. May fill `op.saved`.
+Saver = Callable[[Tape, Op, "list[Tensor]", Callable[[], Any]], Any]
+
+# What torch and a model's own checks raise when images do not fit; exactly these types, not their subclasses.
+_MISFITS = (RuntimeError, ValueError, AssertionError, IndexError)
+
+# Their results take the first tensor's shape, not its values.
+_VALUE_FREE = frozenset(
+    "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like "
+    "randn_like".split()
+)
+# Their results take the values of the first tensor alone.
+_LIKE_ANOTHER = frozenset("to type_as expand_as view_as reshape_as".split())
+
+
+def record(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    until: int | None = None,
+    keep: Collection[int] | None = (),
+    saver: Saver | None = None,
+) -> Tape:
+    """Run `network` once on `images` and return the tape.
+
+    Must be called inside `_state.untouched`. Stops when value `until` exists. `keep` names the values whose tensors
+    stay on the tape, None keeps them all. `saver` runs the operations and may save what a rule needs.
+    """
+    recorder = _Recorder(until, keep, saver)
+    source = images.detach().clone()  # a model may change its input in place; the caller's images stay as they are
+    recorder.bind(source)
+    with recorder.paths(network), contextlib.suppress(Stop):
+        try:
+            with recorder, _Watch(recorder):
+                result = network(source)
+        except _MISFITS as error:
+            if type(error) not in _MISFITS:
+                raise
+            kind = str(images.dtype).removeprefix("torch.")
+            raise ForwardError(
+                f"the model failed on images of shape {tuple(images.shape)}, {kind}: {error or type(error).__name__}. "
+                "Check that it takes images of this size and number of channels."
+            ) from error
+        recorder.tape.output = recorder.value_of(result) if isinstance(result, Tensor) else None
+    recorder.check_kept()
+    return recorder.tape
+
+
+def record_fast(
+    network: nn.Module, images: Tensor, *, until: int | None = None, keep: Collection[int] | None, saver: Saver
+) -> Tape:
+    """Do what `record` does, in channels_last memory, where convolutions are faster, if the model allows it."""
+    with contextlib.suppress(RuntimeError):  # a `view` in the model may not like this order
+        fast = images.contiguous(memory_format=torch.channels_last)
+        return record(network, fast, until=until, keep=keep, saver=saver)
+    return record(network, images, until=until, keep=keep, saver=saver)
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, until: int | None, keep: Collection[int] | None, saver: Saver | None) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.depth = 0  # above 0 while a function runs that the mode has seen
+        self._until, self._keep, self._saver = until, keep, saver
+        self._bound: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._versions: dict[int, int] = {}
+        self._path: list[str] = [""]
+        self.alive: list[Any] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.depth += 1
+        try:
+            return self._call(func, args, kwargs or {})
+        finally:
+            self.depth -= 1
+
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plain = {key: x for key, x in kwargs.items() if key != "out"}
+        tensors = [x for x in tensors_in((args, plain)) if self._depends(x)]
+        name = _NAMES.get(func) or _name(func)
+        if not tensors or _value_free(name, args, tensors):
+            return func(*args, **kwargs)
+        if name == "torch.Tensor.data.__get__":
+            func = torch.Tensor.detach  # the same tensor, but changes through it can be noticed
+        index = {id(x): Slot(i) for i, x in enumerate(tensors)}
+        inputs = tuple(self._current(x) for x in tensors)
+        op = Op(name, func, self._path[-1], _empty(args, index), _empty(plain, index), inputs)
+        everything = list(tensors_in((args, kwargs)))
+        if _may_mutate(name, args, kwargs):
+            self._copy_before_change(everything)
+        versions = [(x, _version(x)) for x in everything]
+
+        def run() -> Any:
+            return func(*args, **kwargs)
+
+        result = run() if self._saver is None else self._saver(self.tape, op, tensors, run)
+        changed = [x for x, version in versions if _version(x) != version]
+        if name == "torch.Tensor.data.__set__":
+            changed = [args[0]]
+        self._made(op, result, changed, list(tensors_in(kwargs.get("out"))))
+        return result
+
+    def _made(self, op: Op, result: Any, changed: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """Put `op` on the tape with what it returned, and what it changed besides."""
+        made = list(tensors_in(result))
+        made += [x for x in changed if not any(x is y for y in made)]
+        op.in_place = any(not any(x is y for y in out) for x in changed)
+        if not made:
+            return
+        op.integral = not any(x.is_floating_point() or x.is_complex() for x in made)
+        op.outputs = tuple(self.bind(x) for x in made)
+        self.tape.ops.append(op)
+        for x in changed:  # a constant whose view now depends on the images does so, too
+            if not x.is_inference() and x._base is not None and self.value_of(x._base) is None:
+                self._unseen_op("an in-place change through a view", self._bound[id(x)][1], x._base)
+        if self._until is not None and self._until in op.outputs:
+            raise Stop
+
+    def bind(self, tensor: Tensor) -> int:
+        """Give `tensor` as it is now the next number."""
+        value = len(self.tape.shapes)
+        self.tape.shapes.append(tensor.shape)
+        self._bound[id(tensor)] = (weakref.ref(tensor), value, _version(tensor))
+        if self._keep is None or value in self._keep:
+            self._hold(value, tensor)
+        return value
+
+    def value_of(self, tensor: Tensor) -> int | None:
+        """Return the number of a tracked tensor, None for any other."""
+        entry = self._bound.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the images."""
+        if self.value_of(tensor) is not None:
+            return True
+        base = None if tensor.is_inference() else tensor._base
+        value = None if base is None else self.value_of(base)
+        if value is not None:  # a view of a constant that the images were written into later
+            self._unseen_op("an in-place change under a view", value, tensor)
+        return value is not None
+
+    def _current(self, tensor: Tensor) -> int:
+        # A tensor whose version moved without us was changed through another tensor that shares its memory.
+        _, value, version = self._bound[id(tensor)]
+        if _version(tensor) != version:
+            value = self._unseen_op("an in-place change through a view", value, tensor)
+        return value
+
+    def _unseen_op(self, name: str, value: int, *made: Tensor) -> int:
+        """Note that something without a rule made tensors of a value; return the first one's number."""
+        op = Op(name, _unseen, self._path[-1], (Slot(0),), {}, (value,))
+        op.outputs = tuple(self.bind(x) for x in made)
+        self.tape.ops.append(op)
+        return op.outputs[0]
+
+    def _hold(self, value: int, tensor: Tensor) -> None:
+        self.tape.kept[value], self._versions[value] = tensor, _version(tensor)
+
+    def _copy_before_change(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            value = self.value_of(tensor)
+            if value is not None and self.tape.kept.get(value) is tensor:
+                self._hold(value, tensor.clone())
+
+    def check_kept(self) -> None:
+        """Refuse when a kept tensor was changed behind the recorder's back."""
+        for value, tensor in self.tape.kept.items():
+            if _version(tensor) != self._versions[value]:
+                maker = self.tape.producer().get(value)
+                raise UnsupportedOp(
+                    f"the result of {maker.where if maker else 'the input'} is changed in place through a view; "
+                    "its values are lost. Write the model without that in-place operation."
+                )
+
+    @contextlib.contextmanager
+    def paths(self, network: nn.Module) -> Iterator[None]:
+        """Keep track of the module that runs, and of what each module returns; the hooks go at the end."""
+        counts: dict[str, int] = {}
+        handles = []
+
+        def enter(path: str) -> Callable[..., None]:
+            return lambda *_: self._path.append(path)
+
+        def leave(path: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                self._path.pop()
+                value = self.value_of(output) if isinstance(output, Tensor) else None
+                if value is not None:
+                    counts[path] = counts.get(path, 0) + 1
+                    self.tape.calls[path, counts[path]] = value
+
+            return hook
+
+        try:
+            for path, module in network.named_modules():
+                if path:
+                    handles.append(module.register_forward_pre_hook(enter(path), prepend=True))
+                    handles.append(module.register_forward_hook(leave(path)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Watch(TorchDispatchMode):
+    """Brings what runs below Python, the operations inside a scripted function, up to where the recorder sees it."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))  # where the recorder has not seen the call, it sees this one
+        if self._recorder.depth == 0:
+            self._recorder.alive.append(result)  # below Python its object could be lost, and its number with it
+        return result
+
+
+_NAMES: dict[Any, str] = {}
+
+
+def _name(func: Callable[..., Any]) -> str:
+    if isinstance(func, torch._ops.OpOverload):
+        name = str(func.overloadpacket)
+    else:
+        name = resolve_name(func) or f"{getattr(func, '__module__', '')}.{getattr(func, '__qualname__', repr(func))}"
+    with contextlib.suppress(TypeError):
+        _NAMES[func] = name
+    return name
+
+
+def _unseen(tensor: Tensor) -> Tensor:
+    raise AssertionError("an operation that was not seen cannot be replayed")
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _value_free(name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> bool:
+    short = short_name(name)
+    if short in _VALUE_FREE:
+        return len(tensors) == 1 and bool(args) and args[0] is tensors[0]
+    return short in _LIKE_ANOTHER and bool(args) and not any(x is args[0] for x in tensors)
+
+
+def _may_mutate(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    bare = name.rsplit(".", 1)[-1]
+    flagged = any(x is True for x in args) or kwargs.get("inplace") is True or "out" in kwargs
+    return flagged or bool(re.fullmatch(r".*[^_]_|__i\w+__|__set\w*__", bare))
+
+
+def _empty(tree: Any, index: dict[int, Slot]) -> Any:
+    return mapped(tree, lambda x: index.get(id(x), x) if isinstance(x, Tensor) else x)

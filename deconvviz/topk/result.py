@@ -1,0 +1,269 @@
+"""The strongest images per unit: keeping them, merging, the result and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerError, OptionError, StoreError
+from ..model.survey import Layer
+from ..results import store as _store
+
+_CHUNK = 1 << 22  # values of maps looked through at once: bounds the memory for large maps and a large k
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerTop:
+    """The strongest images of one layer's units, strongest first.
+
+    Attributes:
+        name: the layer's module path.
+        number: its number as the papers count, or None.
+        values: (units, k) activations.
+        image_ids: (units, k) int64, index into the images given.
+        positions: (units, k, 2) int64, (row, col) in the layer's map.
+    """
+
+    name: str
+    number: int | None
+    values: Tensor
+    image_ids: Tensor
+    positions: Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TopK(Mapping[str, LayerTop]):
+    """The strongest images per unit of several layers: `result["features.10"]`, `result[5]`.
+
+    Ties go to the smaller image index, then the smaller row, then the smaller column. An image counts once
+    per unit, with its strongest position.
+
+    Attributes:
+        tops: one `LayerTop` per layer, in the order they were asked for.
+        k: how many images per unit were asked for; there are fewer where there were fewer images.
+        count: how many images were seen.
+        scan: what was scanned, as a hash, for a scan with a file; else empty.
+    """
+
+    tops: tuple[LayerTop, ...]
+    k: int
+    count: int
+    scan: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' module paths, in the order they were asked for."""
+        return tuple(top.name for top in self.tops)
+
+    def __getitem__(self, layer: str | int) -> LayerTop:
+        """Return the layer with this module path or number."""
+        for top in self.tops:
+            if layer in (top.name, top.number):
+                return top
+        have = ", ".join(f"{t.name!r}" if t.number is None else f"{t.name!r} ({t.number})" for t in self.tops)
+        raise LayerError(f"no layer {layer!r} in this result, it has {have}.")
+
+    def __contains__(self, layer: object) -> bool:
+        """Say whether the layer, by module path or number, is here."""
+        return any(layer in (top.name, top.number) for top in self.tops)
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the layers' module paths."""
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self.tops)
+
+    def merge(self, other: TopK) -> TopK:
+        """Return the result for the images of both, in any order and grouping the same.
+
+        Each rank or worker scans its own images; see `shifted` for numbers that fit together.
+
+        Raises:
+            OptionError: other layers, another k, or the same image in both.
+        """
+        if self.layers != other.layers or self.k != other.k:
+            raise OptionError(
+                f"a merge takes results of the same layers and k: {self.layers}, k={self.k} and "
+                f"{other.layers}, k={other.k}."
+            )
+        count = self.count + other.count
+        tops = tuple(_merge(a, b, min(self.k, count)) for a, b in zip(self.tops, other.tops, strict=True))
+        return TopK(tops, self.k, count)
+
+    def shifted(self, first: int) -> TopK:
+        """Return the same with `first` added to every image index: a scan of the images from `first` on."""
+        tops = tuple(dataclasses.replace(top, image_ids=top.image_ids + first) for top in self.tops)
+        return TopK(tops, self.k, self.count)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to one file, all or nothing."""
+        write(path, self, self.count)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TopK:
+        """Read a result that `save` or a finished scan wrote.
+
+        Raises:
+            StoreError: the file cannot be read, is something else, or belongs to a scan that is not finished.
+        """
+        result, total = read(path)
+        if result.count < total:
+            raise StoreError(
+                f"{path} is a scan that saw {result.count} of {total} images. Call top(..., out=) again to finish it."
+            )
+        return result
+
+    def plot(self, figure: Any = None) -> Any:
+        """Draw each unit's strongest activations, units sorted, one panel per layer; return the figure."""
+        if figure is None:
+            from matplotlib.figure import Figure
+
+            figure = Figure(figsize=(3 * len(self), 2.5), layout="constrained")
+        axes = figure.subplots(1, len(self), squeeze=False)[0]
+        for axis, top in zip(axes, self.tops, strict=True):
+            order = top.values[:, 0].argsort(descending=True, stable=True)
+            axis.plot(top.values[order].numpy(), linewidth=0.7)
+            axis.set(title=_title(top), xlabel="unit, sorted", ylabel="activation")
+        return figure
+
+    def _repr_html_(self) -> str:
+        """Show the layers as a table."""
+        rows = "".join(
+            f"<tr><td>{_title(t)}</td><td>{len(t.values)}</td><td>{t.values[:, 0].median():.4g}</td>"
+            f"<td>{t.values.max():.4g}</td></tr>"
+            for t in self.tops
+        )
+        head = "<tr><th>layer</th><th>units</th><th>median of the strongest</th><th>strongest</th></tr>"
+        return f"<p>top {self.k} of {self.count} images</p><table>{head}{rows}</table>"
+
+
+def _title(top: LayerTop) -> str:
+    return top.name if top.number is None else f"{top.number}: {top.name}"
+
+
+# ---- keeping the strongest ---------------------------------------------------------------------------------
+
+
+def _strongest(values: Tensor, ids: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the k strongest of (units, n) by value, then by smaller id: two stable sorts, NaN first."""
+    order = ids.argsort(dim=1, stable=True)
+    order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
+    places = positions.gather(1, order[..., None].expand(-1, -1, 2))
+    return values.gather(1, order), ids.gather(1, order), places
+
+
+def _merge(a: LayerTop, b: LayerTop, k: int) -> LayerTop:
+    if a.values.shape[0] != b.values.shape[0]:
+        raise OptionError(f"{a.name!r} has {len(a.values)} units in one result and {len(b.values)} in the other.")
+    ids = torch.cat([a.image_ids, b.image_ids], 1)
+    ordered = ids.sort(dim=1).values
+    twice = ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]]
+    if len(twice):
+        raise OptionError(f"image {int(twice[0])} is in both results: an image may count once. Use shifted().")
+    values, positions = torch.cat([a.values, b.values], 1), torch.cat([a.positions, b.positions], 1)
+    return LayerTop(a.name, a.number, *_strongest(values, ids, positions, k))
+
+
+def absorb(state: LayerTop, response: Tensor, first: int, k: int, look: bool = True) -> LayerTop:
+    """Merge a batch's responses (N, U, H, W), images `first`, `first` + 1, …, into the strongest so far.
+
+    `look` spares work by what the values are; on a GPU any look at them would wait for the batch.
+    """
+    peaks = response.amax((2, 3)).t().to(state.values.dtype)
+    peaks = peaks + 0.0  # turns -0 into 0: which of the two a maximum gives depends on the order of its work
+    rows = torch.arange(len(peaks), device=peaks.device)
+    if look and state.values.shape[1] == k:
+        # Later images lose ties, so only units that a larger value reaches change; NaN counts as larger.
+        rows = (~(peaks <= state.values[:, -1:])).any(1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return state
+    fields = _absorb_rows(state, response, peaks[rows], rows, first, k, look)
+    if len(rows) < len(peaks):
+        fields = tuple(a.index_copy(0, rows, b) for a, b in zip(arrays(state), fields, strict=True))
+    return LayerTop(state.name, state.number, *fields)
+
+
+def _absorb_rows(
+    state: LayerTop, response: Tensor, peaks: Tensor, rows: Tensor, first: int, k: int, look: bool
+) -> tuple[Tensor, ...]:
+    """Return the strongest of the units `rows`, whose `peaks` are (len(rows), N), after this batch."""
+    # The sort is stable: among equal peaks the earlier image stays in front.
+    best, images = (x[:, :k] for x in peaks.sort(dim=1, descending=True, stable=True))
+    old = [a[rows] for a in arrays(state)]
+    unknown = torch.zeros_like(images)[..., None].expand(-1, -1, 2)
+    values, ids, positions = _strongest(
+        torch.cat([old[0], best], 1),
+        torch.cat([old[1], images + first], 1),
+        torch.cat([old[2], unknown], 1),
+        k,
+    )
+    new = ids >= first
+    # Without a look at how many there are: all are looked up, those that are new are kept.
+    flat = new.flatten().nonzero()[:, 0] if look else torch.arange(new.numel(), device=new.device)
+    unit, image = rows[flat // ids.shape[1]], (ids.flatten()[flat] - first).clamp(min=0)
+    found = _first_positions(response, image, unit, values.flatten()[flat])
+    kept = positions.flatten(0, 1)
+    kept[flat] = torch.where(new.flatten()[flat][:, None], found, kept[flat])
+    return values, ids, kept.view_as(positions)
+
+
+def _first_positions(response: Tensor, image: Tensor, unit: Tensor, peak: Tensor) -> Tensor:
+    """Return (P, 2): the first (row, col), row by row, where maps (`image`, `unit`) reach their `peak`."""
+    height, width = response.shape[2:]
+    # Which of several maxima argmax gives is not the same on every device; the smallest index is.
+    places = torch.arange(height * width, device=response.device, dtype=torch.int32).view(height, width)
+    step = max(1, _CHUNK // places.numel())
+    parts = zip(image.split(step), unit.split(step), peak.split(step), strict=True)
+    found = torch.cat(
+        [torch.where(response[i, u] == p[:, None, None], places, places.numel()).amin((1, 2)) for i, u, p in parts]
+    ).long()
+    return torch.stack([found // width, found % width], 1)
+
+
+def arrays(top: LayerTop) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values (units, k), image ids (units, k) and positions (units, k, 2)."""
+    return top.values, top.image_ids, top.positions
+
+
+def empty(layer: Layer, device: torch.device, dtype: torch.dtype) -> LayerTop:
+    """Return a layer's result before the first image: k = 0."""
+    values = torch.empty(layer.units, 0, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    ids = torch.empty(layer.units, 0, device=device, dtype=torch.int64)
+    return LayerTop(layer.name, layer.number, values, ids, ids[..., None].expand(-1, -1, 2))
+
+
+def write(path: str | os.PathLike[str], result: TopK, total: int) -> None:
+    """Write a result, or the state of a scan of `total` images."""
+    arrays: dict[str, Tensor] = {}
+    for t in result.tops:
+        arrays |= {
+            f"{t.name}/values": t.values,
+            f"{t.name}/image_ids": t.image_ids,
+            f"{t.name}/positions": t.positions,
+        }
+    layers = [[t.name, t.number] for t in result.tops]
+    meta = {
+        "kind": "topk",
+        "layers": layers,
+        "k": result.k,
+        "count": result.count,
+        "total": total,
+        "scan": result.scan,
+    }
+    _store.save(path, arrays, meta)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[TopK, int]:
+    """Read what `write` wrote: the result and the number of images that the scan goes over."""
+    arrays, meta = _store.load(path, "topk")
+    facts: dict[str, Any] = dict(meta)
+    fields = ("values", "image_ids", "positions")
+    tops = tuple(LayerTop(n, number, *(arrays[f"{n}/{f}"] for f in fields)) for n, number in facts["layers"])
+    return TopK(tops, facts["k"], facts["count"], facts["scan"]), facts["total"]

@@ -1,0 +1,74 @@
+"""The files of a training run: its checkpoint, which only the same run continues, and its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import StoreError
+from ..results.store import replacing
+from .result import Epoch
+
+
+class Stateful(Protocol):
+    """A model, an optimizer or a gradient scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take it back."""
+
+
+def write(path: Path, signature: Mapping[str, Any], history: Sequence[Epoch], parts: Mapping[str, Stateful]) -> None:
+    """Write the run's whole state, all or nothing."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    rows = [dataclasses.asdict(epoch) for epoch in history]
+    with replacing(path) as temporary:
+        torch.save({"signature": dict(signature), "history": rows, **state}, temporary)
+
+
+def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful], device: torch.device) -> list[Epoch]:
+    """Take the state back, if there is any, after checking that it is this run's; return its history."""
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        before = state["signature"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
+        raise StoreError(f"{path} is no checkpoint of deconvviz, or damaged. Try resume=False.") from error
+    for key, value in signature.items():
+        if before.get(key) != value:
+            raise StoreError(
+                f"{path} is the checkpoint of another run: {_difference(key, before.get(key), value)}. "
+                "Give another out, the same options, or resume=False."
+            )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return [Epoch(**row) for row in state["history"]]
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        changed = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+        return _difference(f"{key}'s {changed}", before.get(changed), now.get(changed))
+    return f"its {key} was {before!r}, now it is {now!r}"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights in float16 (a tensor that leaves its range stays as it is), all or nothing."""
+    with replacing(path) as temporary:
+        save_file({name: _half(tensor.detach()) for name, tensor in model.state_dict().items()}, temporary)
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.cpu().contiguous()
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if torch.isfinite(half).all() else tensor

@@ -1,0 +1,215 @@
+"""A folder of labelled images, decoded once into bytes, cut into batches on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import ImageError, OptionError
+from ..results import store as _store
+
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The images of a folder by class: `paths` and `labels` (N,), the classes' folder names in order."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Decoded images (N, S, S, 3) uint8, `labels` (N,) int64, and in `good` the rows that could be read."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    good: torch.Tensor
+
+    def near(self, device: torch.device) -> Pixels:
+        """Move the bytes to a CUDA device where they take less than half of what is free."""
+        if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        return dataclasses.replace(self, images=self.images.to(device))
+
+
+def find(folder: Path, classes: Sequence[str] | None = None) -> Files:
+    """List the images under `folder`/<class>/, at any depth, in sorted order; other files are passed over."""
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder. Give a folder with one subfolder of images per class.")
+    by_class = {}
+    for top in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        found = sorted(p for p in top.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+        if found:
+            by_class[top.name] = found
+    if not by_class:
+        raise ImageError(f"{folder} holds no images in subfolders, expected <class>/*.jpg for each class.")
+    if classes is None and len(by_class) == 1:
+        only = next(iter(by_class))
+        raise ImageError(f"{folder} holds one class, {only!r}; training needs at least two subfolders.")
+    order = tuple(classes or by_class)
+    if unknown := [name for name in by_class if name not in order]:
+        raise ImageError(f"{folder} has classes that the training images lack: {', '.join(unknown[:8])}.")
+    pairs = [(path, order.index(name)) for name, paths in by_class.items() for path in paths]
+    return Files(tuple(p for p, _ in pairs), tuple(n for _, n in pairs), order)
+
+
+def find_both(data: Path, validation: object) -> tuple[Files, Files | None]:
+    """Find the training images and, unless they are to be split off, the validation images."""
+    inside = data / "train"
+    files = find(inside if inside.is_dir() else data)
+    if isinstance(validation, (int, float)):
+        if not 0 < validation < 1:
+            raise OptionError(f"validation={validation}: expected a share between 0 and 1, or a folder.")
+        return files, None
+    if validation is not None:
+        return files, find(Path(str(validation)), files.classes)
+    for name in ("val", "validation", "test"):
+        if inside.is_dir() and (data / name).is_dir():
+            return files, find(data / name, files.classes)
+    return files, None
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """How files become bytes: short side to `size`, centre crop, in memory or in files under `cache`.
+
+    The bytes in `cache` are mapped, and used again when the same files come back.
+    """
+
+    size: int
+    interpolation: str
+    cache: Path | None
+    workers: int
+    progress: bool
+
+    def decode_both(
+        self, files: Files, val_files: Files | None, share: object, seed: int
+    ) -> tuple[Pixels, Pixels, tuple[Path, ...]]:
+        """Return the training and the validation images, and the files that could not be read."""
+        pixels, skipped = self.decode(files, "train")
+        if val_files is not None:
+            val, more = self.decode(val_files, "val")
+            return pixels, val, skipped + more
+        kept, held = split(pixels.good, share if isinstance(share, float) else 0.05, seed)
+        if not len(kept):
+            raise ImageError(f"{len(pixels.good)} images are too few to hold some out for validation.")
+        return dataclasses.replace(pixels, good=kept), dataclasses.replace(pixels, good=held), skipped
+
+    def decode(self, files: Files, part: str) -> tuple[Pixels, tuple[Path, ...]]:
+        """Read every image; return also the unreadable files, after a warning that names them."""
+        if self.cache is None:
+            images, good = self._in_memory(files)
+        else:
+            images, good = self._cached(files, self.cache / f"{part}.pixels")
+        bad = tuple(path for path, fine in zip(files.paths, good.tolist(), strict=True) if not fine)
+        if len(bad) == len(files.paths):
+            raise ImageError(f"none of the {len(bad)} images could be read, the first is {bad[0]}.")
+        if bad:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            warnings.warn(f"skipped unreadable images: {', '.join(map(str, bad[:5]))}{more}", stacklevel=4)
+        return Pixels(images, torch.tensor(files.labels), good.nonzero().flatten()), bad
+
+    def _in_memory(self, files: Files) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.zeros((len(files.paths), self.size, self.size, 3), dtype=torch.uint8)
+        good = torch.zeros(len(files.paths), dtype=torch.bool)
+        self._fill(images, good, files)
+        return images, good
+
+    def _cached(self, files: Files, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        facts = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
+        key = hashlib.sha256(repr((facts, self.size, self.interpolation)).encode()).hexdigest()
+        if path.exists():
+            arrays, meta = _store.load(path, "pixels")
+            if meta.get("key") == key:
+                return arrays["images"], arrays["good"]
+        n = len(files.paths)
+        fields = {"images": (torch.uint8, (n, self.size, self.size, 3)), "good": (torch.bool, (n,))}
+        with _store.replacing(path) as temporary:
+            arrays = _store.create(temporary, fields, {"kind": "pixels", "key": key})
+            self._fill(arrays["images"], arrays["good"], files)
+        return arrays["images"], arrays["good"]
+
+    def _fill(self, images: torch.Tensor, good: torch.Tensor, files: Files) -> None:
+        resample = _FILTERS[self.interpolation]
+
+        def one(i: int) -> None:
+            with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                images[i] = torch.from_numpy(_read(files.paths[i], self.size, resample))
+                good[i] = True
+
+        off = None if self.progress else True  # None: a bar on a terminal only
+        with ThreadPoolExecutor(self.workers) as pool:  # PIL decodes without holding Python's lock
+            done = pool.map(one, range(len(files.paths)))
+            for _ in tqdm(done, "decoding", len(files.paths), unit="image", disable=off):
+                pass
+
+
+def _read(path: Path, size: int, resample: Image.Resampling) -> np.ndarray:
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    width, height = image.size
+    if min(width, height) != size:
+        scale = size / min(width, height)
+        image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), resample)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def split(good: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hold out a seeded `fraction` of the rows, at least one: (kept, held out), each in order."""
+    order = torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))
+    held = max(1, round(fraction * len(good)))
+    return good[order[held:]].sort().values, good[order[:held]].sort().values
+
+
+def random_crops(
+    images: torch.Tensor, size: int, shift: int, generator: torch.Generator, fill: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cut a random `size` × `size` window from each of (N, S, S, 3), half of them mirrored.
+
+    The window may stick out by `shift` pixels; what lies outside is the image reflected at its edge, or the bytes
+    `fill` (3,). One gather does crop, reflection and mirroring; the result, (N, 3, size, size), is channels-last
+    in memory.
+    """
+    n, full = images.shape[:2]
+    draw = torch.randint(-shift, full - size + shift + 1, (2, n, 1), generator=generator)
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    line = torch.arange(size)
+    rows = draw[0] + line
+    cols = draw[1] + torch.where(mirrored, line.flip(0), line)
+    pick = (torch.arange(n)[:, None, None], _reflect(rows, full)[:, :, None], _reflect(cols, full)[:, None, :])
+    cut = images[tuple(p.to(images.device) for p in pick)]
+    if fill is not None:
+        outside = ((rows < 0) | (rows >= full))[:, :, None] | ((cols < 0) | (cols >= full))[:, None, :]
+        cut[outside.to(cut.device)] = fill.to(cut)
+    return cut.permute(0, 3, 1, 2)
+
+
+def centre_crops(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut the middle `size` × `size` window from each of (N, S, S, 3): (N, 3, size, size)."""
+    first = (images.shape[1] - size) // 2
+    return images[:, first : first + size, first : first + size].permute(0, 3, 1, 2)
+
+
+def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Turn bytes (N, 3, H, W) into the model's input, float32 of the same shape: (bytes/255 - mean) / std."""
+    centre = 255 * torch.tensor(mean, device=pixels.device)[:, None, None]
+    return pixels.float().sub_(centre).div_(255 * torch.tensor(std, device=pixels.device)[:, None, None])
+
+
+def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
+    return size - 1 - (size - 1 - index.abs()).abs()

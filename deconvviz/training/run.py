@@ -1,0 +1,126 @@
+"""The state of one training run, what identifies it and what its card says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError, OptionError
+from ..zoo import Card
+from . import pixels as _pixels
+from .checkpoint import Stateful
+from .recipe import RECIPES, Recipe
+from .result import Epoch
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop needs; the model, the optimizer and the scaler change, the rest does not."""
+
+    model: nn.Module
+    recipe: Recipe
+    card: Card
+    train: _pixels.Pixels
+    val: _pixels.Pixels
+    device: torch.device
+    amp: torch.dtype | None
+    seed: int
+    bar: bool
+    optimizer: torch.optim.Optimizer = dataclasses.field(init=False)
+    scaler: torch.amp.GradScaler = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ModelError("no parameter of the model has requires_grad=True: there is nothing to train.")
+        r = self.recipe
+        self.optimizer = torch.optim.SGD(parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """Return all whose state a checkpoint holds."""
+        return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+
+    def logits(self, batch: torch.Tensor) -> torch.Tensor:
+        """Run bytes (N, 3, H, W) through the model: (N, classes) float32."""
+        pixels = _pixels.normalise(batch.to(self.device), self.card.mean, self.card.std)
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            out = self.model(pixels)
+        classes = len(self.card.classes or ())
+        if not isinstance(out, torch.Tensor) or out.ndim != 2 or out.shape[1] != classes:
+            given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+            raise ModelError(f"the model's output is {given}, expected (N, {classes}): one logit per class.")
+        return out.float()
+
+    def signature(self, files: _pixels.Files) -> dict[str, Any]:
+        """Return what must be equal for a checkpoint to be continued."""
+        tensors = [(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]
+        listed = [(path.name, label) for path, label in zip(files.paths, files.labels, strict=True)]
+        counts = f"{len(self.train.good)} + {len(self.val.good)}"
+        return {
+            "network": self.card.name,
+            "tensors": _digest(tensors),
+            "recipe": _told(self.recipe),
+            "seed": self.seed,
+            "dtype": str(self.amp),
+            "input size": list(self.card.input_size),
+            "images": f"{counts}, {_digest(listed)[:12]}",
+        }
+
+    def told(self, data: Path, files: _pixels.Files, last: Epoch) -> dict[str, Any]:
+        """Return the card's account of the run."""
+        counts = f"{len(self.train.good):,} training and {len(self.val.good):,} validation images"
+        recipe = self.recipe
+        usual = RECIPES.get(recipe.name, recipe)
+        options = [f"--recipe {recipe.name}", f"--epochs {recipe.epochs}", f"--seed {self.seed}"]
+        for name in ("batch_size", "lr", "clamp_rms"):
+            if getattr(recipe, name) != getattr(usual, name):
+                options.append(f"--{name.replace('_', '-')} {getattr(recipe, name)}")
+        if self.amp is not None:
+            options.append(f"--amp {str(self.amp).removeprefix('torch.')}")
+        return {
+            "data": f"{data.name}: {counts} of {len(files.classes)} classes",
+            "recipe": recipe.name,
+            "epochs": last.epoch,
+            "accuracy": f"{last.top1:.1%} top-1 and {last.top5:.1%} top-5 on the validation images",
+            "top1": last.top1,
+            "top5": last.top5,
+            "val_loss": last.val_loss,
+            "torch": str(torch.__version__),
+            "command": f"deconvviz train {self.card.name} --data {data.name} {' '.join(options)}",
+            "settings": _told(recipe),
+            "folders": list(files.classes),
+        }
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's fields but for later ones at their default: older checkpoints do not have them."""
+    return {f.name: v for f in dataclasses.fields(recipe) if (v := getattr(recipe, f.name)) != f.default}
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def mixed(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """Return the type for autocast, None for plain float32, after checking that the device has it."""
+    if dtype in (None, torch.float32):
+        return None
+    allowed = (torch.float16, torch.bfloat16) if device.type == "cuda" else (torch.bfloat16,)
+    if dtype not in allowed:
+        names = " or ".join(map(str, allowed))
+        raise OptionError(f"dtype={dtype}: expected None or {names} on {device.type}.")
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise OptionError("dtype=torch.bfloat16: this processor has no bfloat16 arithmetic; leave dtype out.")
+    return dtype
+
+
+def mix(seed: int, epoch: int) -> int:
+    """Return a number for each seed and epoch; neighbouring seeds share no epoch's randomness."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")

@@ -1,0 +1,54 @@
+"""ZFNet: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 4 and Fig. 3."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..card import Card
+from ..parts import SMALL_DEVIATIONS, classifier, network
+
+PAPER = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, arXiv:1311.2901"
+
+
+def _norm() -> nn.Module:
+    # Torch divides alpha by the size, the papers do not: 5e-4 here is their 1e-4.
+    return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+
+
+def _pool() -> nn.Module:
+    return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+
+def zfnet(num_classes: int = 1000, *, dropout: float = 0.5) -> nn.Sequential:
+    """Build the paper's network: (N, 3, 224, 224) to (N, num_classes); maps 110, 55, 26, 13 and 6 wide."""
+    features = [
+        *(nn.Conv2d(3, 96, 7, stride=2, padding=1), nn.ReLU(inplace=True), _pool(), _norm()),
+        *(nn.Conv2d(96, 256, 5, stride=2), nn.ReLU(inplace=True), _pool(), _norm()),
+        *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True), _pool()),
+    ]
+    return network(features, classifier(256 * 6 * 6, (4096, 4096), num_classes, dropout))
+
+
+def zfnet64(num_classes: int = 200, *, dropout: float = 0.5) -> nn.Sequential:
+    """Build ZFNet for small images: (N, 3, 64, 64) to (N, num_classes); maps 32, 16, 8, 4 and 2 wide."""
+    features = [
+        *(nn.Conv2d(3, 64, 7, stride=2, padding=3), nn.ReLU(inplace=True), _pool()),
+        *(nn.Conv2d(64, 160, 5, stride=2, padding=2), nn.ReLU(inplace=True), _pool()),
+        *(nn.Conv2d(160, 256, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(inplace=True), _pool()),
+    ]
+    return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout))
+
+
+CARD = Card(
+    "zfnet",
+    PAPER,
+    (
+        "The first convolution pads by 1 for the 110-pixel map of Fig. 3; the paper states no padding.",
+        "The response norm follows the pool, with AlexNet's constants; the paper states none.",
+    ),
+)
+CARD64 = Card("zfnet64", PAPER, SMALL_DEVIATIONS, input_size=(64, 64), resize=64)

@@ -1,0 +1,292 @@
+"""The command line: each command runs, each mistake is one line and exit code 2."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import deconvviz
+from deconvviz.cli import main as cli
+from deconvviz.cli import parser as _arguments
+from deconvviz.cli.demo import run as run_demo
+from deconvviz.cli.networks import load_model
+from deconvviz.errors import ModelError, StoreError
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU())
+
+def number():
+    return 7
+
+def broken():
+    raise RuntimeError("no such luck")
+
+def preprocess(picture):
+    return torch.zeros(3, 16, 16)
+
+ready = build()
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for shade in (40, 120, 240):
+        Image.effect_noise((80, 70), shade).convert("RGB").save(folder / f"{shade}.png")
+    return str(folder)
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "my_net.py"
+    path.write_text(NET)
+    return str(path)
+
+
+def test_layers_prints_the_table(capsys):
+    assert cli.main(["layers", "squeezenet1_1", "--input-size", "64,48"]) == 0
+    assert "receptive field" in capsys.readouterr().out
+
+
+def test_any_cifar_network_goes_by_its_name(capsys, monkeypatch):
+    assert cli.main(["layers", "resnet-26"]) == 0
+    assert "receptive field" in capsys.readouterr().out
+    assert load_model("resnet18").model.fc.out_features == 1000  # without the dash it is torchvision's
+    assert cli.main(["layers", "resnet-21"]) == 2
+    assert "Did you mean 'resnet-20'" in capsys.readouterr().err
+    seen = []
+    result = type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c"})
+    monkeypatch.setattr(deconvviz, "train", lambda model, data, **options: seen.append(model) or result)
+    assert cli.main(["train", "preresnet-26", "--data", "photos", "--out", "runs"]) == 0
+    assert seen == ["preresnet-26"]
+
+
+def test_audit_prints_the_rules(capsys):
+    assert cli.main(["audit", "zfnet64", "--weights", "random"]) == 0
+    assert "max(signal, 0)" in capsys.readouterr().out
+
+
+def test_project_writes_the_picture_and_the_numbers(photos, tmp_path, capsys):
+    out, numbers = tmp_path / "out" / "grid.png", tmp_path / "numbers.safetensors"
+    wanted = ["project", "zfnet64", "--weights", "random", "--layer", "2", "--units", "3,7-8", "--top", "2"]
+    assert cli.main([*wanted, "--images", photos, "--out", str(out), "--save", str(numbers)]) == 0
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+    assert deconvviz.Projections.load(numbers).units.tolist() == [3, 7, 8]
+    printed = capsys.readouterr()
+    assert f"wrote {out}" in printed.out and "note: zfnet64 has random weights" in printed.err
+
+
+def test_project_names_its_picture_after_the_layer(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--layer", "features.0", "--units", "0", "--top", "1", "--images", photos]
+    assert cli.main(["project", "zfnet64", "--weights", "random", *chosen]) == 0
+    assert (tmp_path / "layer-features.0.png").exists()
+
+
+def test_deconv_writes_a_sheet(photos, tmp_path):
+    out = tmp_path / "unit.png"
+    chosen = ["--layer", "3", "--unit", "5", "--position", "1,2", "--rule", "guided", "--images", photos]
+    assert cli.main(["deconv", "zfnet64", "--weights", "random", *chosen, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_top_writes_its_file(photos, tmp_path, capsys):
+    out = tmp_path / "top.safetensors"
+    chosen = ["--layers", "1,features.4", "--k", "2", "--images", photos, "--out", str(out)]
+    assert cli.main(["top", "zfnet64", "--weights", "random", *chosen]) == 0
+    assert deconvviz.TopK.load(out)[1].values.shape == (64, 2)
+    assert "features.4: 160 units" in capsys.readouterr().out
+
+
+def test_train_passes_its_options_on(monkeypatch, tmp_path, capsys):
+    seen = {}
+
+    def train(model, data, **options):
+        seen.update(options, model=model, data=data)
+        return type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c"})
+
+    monkeypatch.setattr(deconvviz, "train", train)
+    asked = ["--epochs", "2", "--validation", "0.2", "--amp", "bfloat16", "--restart", "--quiet"]
+    assert cli.main(["train", "zfnet64", "--data", "photos", "--out", "runs", *asked]) == 0
+    assert seen["model"] == "zfnet64" and seen["epochs"] == 2 and seen["validation"] == 0.2
+    assert seen["dtype"] is torch.bfloat16 and seen["resume"] is False and seen["progress"] is False
+    assert capsys.readouterr().out == "epoch 1\nwrote w and c\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layers", "nothing"], "no network 'nothing' from torchvision"),
+        (["layers", "timm:nothing"], "no network 'nothing' from timm"),
+        (["layers", "other:net"], "no network 'other:net'"),
+        (["layers", "nowhere.py:build"], "no Python file nowhere.py"),
+        (["layers", "resnet18", "--weights", "nowhere.pth"], "cannot read the weights nowhere.pth"),
+        (["audit", "zfnet64", "--weights", "random", "--images", "/no/where"], "/no/where"),
+        (["project", "zfnet64", "--weights", "random", "--layer", "9"], "9"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    error = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("note: ")]
+    assert error[0].startswith(f"deconvviz {arguments[0]}: ") and message in error[0]
+    assert "Traceback" not in "".join(error)
+
+
+@pytest.mark.parametrize("units", ["a", "1,b", "3-x"])
+def test_units_that_are_no_numbers_are_refused(units, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["project", "zfnet64", "--layer", "1", "--units", units])
+    assert 'expected "all", "3", "0,5,9" or "0-15"' in capsys.readouterr().err
+
+
+def test_a_position_has_a_row_and_a_column(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["deconv", "zfnet64", "--images", "a", "--layer", "1", "--unit", "0", "--position", "5"])
+    assert "expected row,col, such as 3,4" in capsys.readouterr().err
+
+
+def test_lists_of_units_and_sizes():
+    assert _arguments._unit_list("all") == "all"
+    assert _arguments._unit_list("3") == [3]
+    assert _arguments._unit_list("0,5-7") == [0, 5, 6, 7]
+    assert _arguments._pair("224") == (224, 224) and _arguments._pair("224,320") == (224, 320)
+    assert _arguments._layer_list("1,features.3") == [1, "features.3"]
+
+
+def test_ctrl_c_says_so(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deconvviz, "layers", interrupted)
+    assert cli.main(["layers", "zfnet64", "--weights", "random"]) == 130
+    assert capsys.readouterr().err == "deconvviz layers: interrupted\n"
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    chosen = ["--layer", "1", "--units", "0", "--images", photos, "--out", str(tmp_path / "file" / "a.png")]
+    assert cli.main(["project", "zfnet64", "--weights", "random", *chosen]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+# ---- networks by name ----
+
+
+@pytest.mark.parametrize("name", ["zfnet64", "squeezenet1_1", "torchvision:squeezenet1_1", "timm:resnet10t"])
+def test_random_weights_are_the_same_every_time_and_the_global_state_is_kept(name):
+    before = torch.get_rng_state()
+    first, second = (load_model(name, weights="random") for _ in range(2))
+    assert first.random and not first.model.training
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["build", "ready"])
+def test_a_network_from_a_file_brings_its_preprocessing(net, name):
+    model, preprocess, random = load_model(f"{net}:{name}")
+    assert isinstance(model, torch.nn.Sequential) and not random
+    assert preprocess(None).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("number", r"my_net.py:number gave int, expected a torch.nn.Module"),
+        ("broken", "raised RuntimeError: no such luck"),
+        ("nothing", "raised AttributeError"),
+    ],
+)
+def test_a_file_without_a_network_is_refused(net, name, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(f"{net}:{name}")
+
+
+@pytest.mark.parametrize("kind", ["plain", "checkpoint", "parallel", "safetensors"])
+def test_weights_are_read_from_the_usual_files(net, tmp_path, kind):
+    source = {k: torch.full_like(v, 0.25) for k, v in load_model(f"{net}:build").model.state_dict().items()}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(source, path)
+    elif kind == "parallel":
+        torch.save({f"module.{k}": v for k, v in source.items()}, path)
+    else:
+        torch.save(source if kind == "plain" else {"state_dict": source, "epoch": 3}, path)
+    model = load_model(f"{net}:build", weights=str(path)).model
+    assert all((p == 0.25).all() for p in model.parameters())
+
+
+def test_weights_that_do_not_fit_are_refused(net, tmp_path):
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"do not fit .*Missing key"):
+        load_model(f"{net}:build", weights=str(tmp_path / "w.pth"))
+    (tmp_path / "noise.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match=r"noise.pth do not fit"):
+        load_model(f"{net}:build", weights=str(tmp_path / "noise.pth"))
+
+
+# ---- the demo ----
+
+
+def demo(out, **options):
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return run_demo(out, images=images, weights=None, most=2, progress=False, **options)
+
+
+def test_the_demo_writes_five_pictures_and_a_page_that_shows_them(tmp_path):
+    (page,) = demo(tmp_path / "demo")
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r'src="([^"]+)"', text)
+    assert shown == [f"layer-{n}.png" for n in range(1, 6)]
+    assert sorted(p.name for p in page.parent.iterdir()) == ["index.html", *shown, "report.html"]
+    assert 'href="report.html"' in text
+    for name in shown:
+        with Image.open(page.parent / name) as picture:
+            picture.verify()
+    assert "width=device-width" in text and "zfnet64" in text
+    assert not re.search(r"https?://", text)
+
+
+def test_the_demo_draws_other_units_for_another_seed(tmp_path):
+    pages = [demo(tmp_path / str(seed), seed=seed)[0].parent for seed in (1, 2)]
+    first, second = (Path(page, "layer-1.png").read_bytes() for page in pages)
+    assert first != second
+
+
+def test_both_networks_get_a_folder_each(tmp_path):
+    pages = demo(tmp_path, network="both")
+    assert pages == [tmp_path / name / "index.html" for name in ("zfnet64", "alexnet64")]
+
+
+def test_an_interrupted_demo_leaves_whole_files_only(tmp_path, monkeypatch):
+    from deconvviz.plotting import projections as plot
+
+    whole, calls = plot.png, []
+
+    def png(figure):
+        calls.append(figure)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(figure)
+
+    monkeypatch.setattr(plot, "png", png)
+    with contextlib.suppress(KeyboardInterrupt):
+        demo(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["layer-1.png", "layer-2.png"]
+
+
+def test_a_demo_that_cannot_write_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        demo(tmp_path / "file" / "demo")
