@@ -1,7 +1,27 @@
-"""Settings that all tests share."""
+"""Settings that all tests share: nothing needs an environment variable, and no machine's speed decides."""
+
+import os
+
+# One thread in each process, in those that tests start as well: pytest's workers share the cores among them, and the
+# libraries of numpy read this when they are loaded. A number that the caller has set counts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# The same examples in every run, however slow the machine; a failing one is small already, and shrinking takes minutes.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

@@ -6,20 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from reference import Step, pooled_size
 from torch import nn
 from torch.nn import functional as F
-
-# The same networks in every run; a failing one is small already, and shrinking it takes minutes.
-quick = settings(
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-)
 
 RELUS = ("module", "shared", "functional", "method", "torch", "clamp", "relu6-free")
 IN_PLACE_RELUS = ("in-place module", "in-place functional", "method_", "torch_")

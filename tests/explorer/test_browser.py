@@ -18,7 +18,8 @@ import deconvviz
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no chromium and chromedriver on the PATH: apt-get install chromium-driver"
+    not (BROWSER and DRIVER),
+    reason="no Chromium with chromedriver on the PATH: apt-get install chromium chromium-driver",
 )
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 

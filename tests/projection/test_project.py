@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
-from nets import Net, nets, quick
+from nets import Net, nets
 from torch import nn
 
 import deconvviz
@@ -96,7 +96,7 @@ def test_frames_equal_the_full_projection(
     assert ((result.projections - whole.projections).abs() <= 1e-6 * scale).all()
 
 
-@settings(quick, max_examples=40)
+@settings(max_examples=40)
 @given(nets(whole=False))
 def test_frames_equal_the_full_projection_on_random_networks(net: Net):
     check(net.module(), net.images, "out", [net.unit], top=2)
@@ -105,7 +105,8 @@ def test_frames_equal_the_full_projection_on_random_networks(net: Net):
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 3), (7, 7), (31, 20)])
 @pytest.mark.parametrize("rule", ["deconvnet", "guided", "backprop"])
 def test_images_smaller_than_the_receptive_field(size: tuple[int, int], rule: str):
-    result = check(small(), torch.randn(2, 2, *size), "4", [0, 4], rule=rule)
+    # In float64: a signal may be tiny beside what was added up for it, and each processor adds in its own order.
+    result = check(small().double(), torch.randn(2, 2, *size).double(), "4", [0, 4], rule=rule)
     assert result.patches.shape[-2:] == (min(15, size[0]), min(15, size[1])) or min(size) > 15
     assert result.activations.shape == (2, 2)  # top=9 of two images
 

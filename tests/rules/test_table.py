@@ -5,7 +5,7 @@ import reference
 import torch
 import torchvision
 from hypothesis import assume, given, settings
-from nets import SPELLED, Net, nets, quick
+from nets import SPELLED, Net, nets
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ def close(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     return bool((ours - expected).abs().max() <= tolerance * max(float(expected.abs().max()), 1e-6))
 
 
-@settings(quick, max_examples=150)
+@settings(max_examples=150)
 @given(nets())
 def test_deconv_is_the_paper_written_out(net: Net):
     ours = deconvviz.deconv(net.module(), net.images, layer="out", unit=net.unit, position=net.position)
@@ -31,7 +31,7 @@ def test_deconv_is_the_paper_written_out(net: Net):
 PLAIN = ("conv", "relu", "max_pool", "avg_pool", "batch_norm", "add", "concat", "scale")
 
 
-@settings(quick, max_examples=40)
+@settings(max_examples=40)
 @given(nets(kinds=PLAIN, whole=False))
 def test_backprop_is_autograd(net: Net):
     ours = deconvviz.deconv(
@@ -46,7 +46,7 @@ def test_backprop_is_autograd(net: Net):
     assert close(ours, expected, 1e-9), net
 
 
-@settings(quick, max_examples=25)
+@settings(max_examples=25)
 @given(nets(kinds=PLAIN, whole=False))
 def test_guided_is_autograd_with_rectified_gradients(net: Net):
     class Guided(torch.autograd.Function):

@@ -51,7 +51,7 @@ def test_one_pass_equals_two_passes():
         assert result.unit_std(result.names[n]).tolist() == pytest.approx(each, rel=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_moments_merge_exactly_in_any_grouping(seed, units, sizes):
     generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
-from nets import Module, Net, nets, quick
+from nets import Module, Net, nets
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -68,7 +68,7 @@ def support(model: nn.Module, layer, images: torch.Tensor, position: tuple[int, 
     return int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1
 
 
-@settings(quick, max_examples=80)
+@settings(max_examples=80)
 @given(nets(kinds=KINDS, whole=False, largest=16))
 def test_boxes_are_the_support_of_the_gradient(net: Net):
     for step in net.steps:

@@ -65,7 +65,7 @@ def scanned(responses, batch_sizes, k, first=0, look=True):
         start += size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.tuples(st.integers(1, 14), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
@@ -81,7 +81,7 @@ def test_streamed_equals_brute_force(seed, shape, batch_sizes, k, channels_last,
     assert listed(scanned(responses, batch_sizes, k, look=look)["layer"]) == brute_force(responses, k)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10**6),
     st.lists(st.integers(1, 5), min_size=2, max_size=5),
