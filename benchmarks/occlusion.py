@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import math
 
 import numpy as np
@@ -61,8 +62,8 @@ def best_batch(model, image, sizes, device):
     """The batch with the least time per position, on a coarse grid."""
     with torch.no_grad():
         captum_pass(model, image, 56, 56, 8)
-        times = {n: seconds(lambda n=n: captum_pass(model, image, 28, 28, n), device) for n in sizes}
-    return min(times, key=times.get)
+        times = {n: seconds(functools.partial(captum_pass, model, image, 28, 28, n), device) for n in sizes}
+    return min(times, key=times.__getitem__)
 
 
 def case(name, size, stride, options):

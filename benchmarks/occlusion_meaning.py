@@ -15,7 +15,7 @@ import json
 import math
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from conditions import conditions, load, report
@@ -50,7 +50,7 @@ class Network:
         self.name, self.weights, self.keep = name, weights, options.keep
         self.finished = options.finished
         self.model = deconvviz.zoo.create(name, weights=weights)
-        side = self.model.card.input_size[0]
+        side = cast(deconvviz.zoo.Card, self.model.card).input_size[0]
         # The same view for every network, whatever its card crops.
         self.preprocess = dataclasses.replace(preprocess_for(self.model), resize=round(side / 0.875))
         self.size, self.stride = (round(n * side / SIDE) for n in (options.size, options.stride))

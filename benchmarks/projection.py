@@ -33,12 +33,12 @@ def captum_batch(model, module, images, unit, place, batch):  # the first `batch
 
 def best_batch(model, items, sizes, device):
     """Return the batch size with the least time per projection, and the work of one such batch."""
-    works = {size: functools.partial(captum_batch, *model, *items, size) for size in sizes}
-    per_item = {}
+    works = {size: functools.partial(captum_batch, *(*model, *items, size)) for size in sizes}
+    per_item: dict[int, float] = {}
     for size, work in works.items():
         work()
         per_item[size] = min(seconds(work, device) for _ in range(3)) / size
-    best = min(per_item, key=per_item.get)
+    best = min(per_item, key=per_item.__getitem__)
     return best, works[best]
 
 
