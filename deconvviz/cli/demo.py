@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..explorer.report import report
 from ..images.opening import ImageSet, open_images
@@ -89,7 +89,7 @@ def run(
     _explorer(model, images, Path(out) / EXPLORER, top=scan, facts=facts, progress=progress, **units)
     took = f"{scan.count:,} images looked through, {time.perf_counter() - started:.0f} seconds in all"
     page = Path(out) / "index.html"
-    _write(page, _page(cast(Card, model.card), sections, took).encode())
+    _write(page, _page(model.card, sections, took).encode())
     return [page]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import ModelError
+from ..zoo.create import bundled
 
 _FORMS = "a zoo name, torchvision:NAME, timm:NAME or path/to/file.py:FUNCTION"
 
@@ -59,7 +60,7 @@ def _build(name: str, weights: str | None) -> Loaded:
     if kind.endswith(".py"):
         return _from_file(Path(kind), rest, weights)
     if not kind and zoo.knows(name):
-        usual = "bundled" if _is_bundled(name) else None
+        usual = "bundled" if bundled(name) else None
         chosen = {None: usual, "random": None}.get(weights, weights)
         return Loaded(zoo.create(name, weights=chosen), random=chosen is None)
     if kind == "timm":
@@ -67,10 +68,6 @@ def _build(name: str, weights: str | None) -> Loaded:
     if kind in ("", "torchvision"):
         return _from_library(_torchvision, rest, weights, "torchvision")
     raise ModelError(f"no network {name!r}. Give {_FORMS}.")
-
-
-def _is_bundled(name: str) -> bool:
-    return (Path(zoo.__file__).parent / "weights" / f"{name}.safetensors").exists()
 
 
 def _from_library(create: Callable[[str, bool], Loaded], name: str, weights: str | None, library: str) -> Loaded:

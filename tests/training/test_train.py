@@ -95,7 +95,7 @@ def test_a_run_s_files_copied_into_data_are_bundled(folder, tmp_path, monkeypatc
     result = run("zfnet64", folder, tmp_path / "run", image_size=None, epochs=1)
     shutil.copy(result.weights, tmp_path / "zfnet64.safetensors")
     shutil.copy(result.card, tmp_path / "zfnet64.json")
-    monkeypatch.setattr(zoo, "_DATA", tmp_path)
+    monkeypatch.setattr(importlib.import_module("deconvviz.zoo.create"), "_WEIGHTS", tmp_path)
     model = zoo.create("zfnet64", weights="bundled")
     assert model.card.classes == ("blue", "green", "red")
     assert model.card.weights_file == "zfnet64.safetensors"

@@ -1,6 +1,7 @@
 """The networks are the papers' networks, and weights come with their card or not at all."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from deconvviz import zoo
 from deconvviz.errors import ModelError, OptionError, StoreError
 from deconvviz.zoo import Card
 
+CREATE = importlib.import_module("deconvviz.zoo.create")  # the name zoo.create is the function
 NAMES = ["alexnet", "alexnet64", "zfnet", "zfnet64"]
 
 
@@ -143,7 +145,7 @@ def test_wrong_arguments():
 
 
 def test_no_bundled_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "_DATA", tmp_path)
+    monkeypatch.setattr(CREATE, "_WEIGHTS", tmp_path)
     with pytest.raises(ModelError, match="alexnet has no bundled weights; networks that have them: none"):
         zoo.create("alexnet", weights="bundled")
     (tmp_path / "zfnet64.safetensors").touch()
@@ -179,7 +181,7 @@ def test_the_card_beside_gives_the_classes(weights, beside):
 
 
 def test_bundled_weights_are_the_files_in_data(weights, monkeypatch):
-    monkeypatch.setattr(zoo, "_DATA", weights.parent)
+    monkeypatch.setattr(CREATE, "_WEIGHTS", weights.parent)
     weights.rename(weights.with_name("zfnet64.safetensors"))
     card = dataclasses.replace(zoo.create("zfnet64").card, classes=("a", "b", "c"))
     card.write(weights.with_name("zfnet64.json"))
@@ -215,7 +217,7 @@ def test_card_survives_its_file(tmp_path):
 
 
 def test_shipped_cards_fit_their_weights():
-    for path in zoo._DATA.glob("*.safetensors"):
+    for path in CREATE._WEIGHTS.glob("*.safetensors"):
         model = zoo.create(path.stem, weights="bundled")
         assert model.card.classes
         assert model.card.training["top1"] > 0.3

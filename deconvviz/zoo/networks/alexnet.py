@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from ..card import Card
+from ..entry import Entry
 from ..parts import SMALL_DEVIATIONS, classifier, network
 
 PAPER = "Krizhevsky, Sutskever & Hinton, ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012"
 
 # Section 5: the biases of the second, fourth and fifth convolution and of the hidden layers start at 1.
-BIAS_ONE = ("features.4", "features.10", "features.12", "classifier.2", "classifier.5")
-BIAS_ONE64 = ("features.3", "features.8", "features.10", "classifier.2")
+_BIAS_ONE = ("features.4", "features.10", "features.12", "classifier.2", "classifier.5")
+_BIAS_ONE64 = ("features.3", "features.8", "features.10", "classifier.2")
 
 
 def _norm() -> nn.Module:
@@ -47,7 +48,7 @@ def alexnet64(num_classes: int = 200, *, dropout: float = 0.5) -> nn.Sequential:
     return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout))
 
 
-CARD = Card(
+_CARD = Card(
     "alexnet",
     PAPER,
     (
@@ -56,4 +57,5 @@ CARD = Card(
     ),
     input_size=(227, 227),
 )
-CARD64 = Card("alexnet64", PAPER, SMALL_DEVIATIONS, input_size=(64, 64), resize=64)
+_CARD64 = Card("alexnet64", PAPER, SMALL_DEVIATIONS, input_size=(64, 64), resize=64)
+NETWORKS = (Entry(alexnet, _CARD, _BIAS_ONE), Entry(alexnet64, _CARD64, _BIAS_ONE64))

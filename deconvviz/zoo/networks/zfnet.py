@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..card import Card
+from ..entry import Entry
 from ..parts import SMALL_DEVIATIONS, classifier, network
 
 PAPER = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, arXiv:1311.2901"
@@ -43,7 +44,7 @@ def zfnet64(num_classes: int = 200, *, dropout: float = 0.5) -> nn.Sequential:
     return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout))
 
 
-CARD = Card(
+_CARD = Card(
     "zfnet",
     PAPER,
     (
@@ -51,4 +52,5 @@ CARD = Card(
         "The response norm follows the pool, with AlexNet's constants; the paper states none.",
     ),
 )
-CARD64 = Card("zfnet64", PAPER, SMALL_DEVIATIONS, input_size=(64, 64), resize=64)
+_CARD64 = Card("zfnet64", PAPER, SMALL_DEVIATIONS, input_size=(64, 64), resize=64)
+NETWORKS = (Entry(zfnet, _CARD), Entry(zfnet64, _CARD64))

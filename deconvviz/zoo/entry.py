@@ -1,0 +1,44 @@
+"""What a file in `networks` says of its networks: how each is built, and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import nn
+
+from .card import Card
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One network; a file in `networks` lists its own in `NETWORKS`.
+
+    Attributes:
+        build: `build(num_classes, dropout=...)`; either may be left out.
+        card: the network's card, without weights.
+        ones: modules whose bias the paper sets to 1.
+        modern: no dropout to choose, and the first weights are Kaiming's.
+        pretrained: builds it with weights from a package, and their card.
+    """
+
+    build: Callable[..., nn.Module]
+    card: Card
+    ones: tuple[str, ...] = ()
+    modern: bool = False
+    pretrained: Callable[[], tuple[nn.Module, Card]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Networks whose names hold a number; a file in `networks` lists its own in `FAMILIES`.
+
+    Attributes:
+        matches: whether a name is of the family's form, whatever its number.
+        entry: the network of such a name; a ModelError where there is none of that number.
+        common: the usual names, for lists.
+    """
+
+    matches: Callable[[str], bool]
+    entry: Callable[[str], Entry]
+    common: tuple[str, ...]
