@@ -34,7 +34,7 @@ def test_all_is_sorted_and_has_no_name_twice():
 
 def test_every_name_is_there_and_in_dir():
     assert all(getattr(deconvviz, name) is not None for name in deconvviz.__all__)
-    assert set(deconvviz.__all__) <= set(dir(deconvviz))
+    assert dir(deconvviz) == sorted([*deconvviz.__all__, "__version__"])
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

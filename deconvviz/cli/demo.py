@@ -11,13 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..explorer.report import report
-from ..images.opening import ImageSet, open_images
-from ..plotting import projections as plot
-from ..projection.project import Projections, project
+import deconvviz
+
 from ..results.store import replacing
-from ..topk.scan import top
 from ..zoo import Card, create
+from .options import check_writable, write_figure
 
 LAYERS = (1, 2, 3, 4, 5)
 UNITS = 16
@@ -62,6 +60,7 @@ def run(
     Returns:
         The pages that were written.
     """
+    check_writable(out)
     if network == "both":
         each: dict[str, Any] = {"seed": seed, "images": images, "weights": weights, "most": most, "progress": progress}
         return [run(Path(out) / name, network=name, **each)[0] for name in ("zfnet64", "alexnet64")]
@@ -69,11 +68,13 @@ def run(
     model = create(network, weights=weights)
     _tell(progress, f"{network}: looking for the strongest images of every unit of layers 1-5")
     facts = {"Images": "the sample photos, in windows"} if images is None else None
-    images = open_images(model, images)
-    scan = top(model, images, layers=LAYERS, k=9, progress=progress)  # the only one: grids and explorer share it
+    images = deconvviz.images.open_images(model, images)
+    scan = deconvviz.top(
+        model, images, layers=LAYERS, k=9, progress=progress
+    )  # the only one: grids and explorer share it
     sections = []
     for layer in LAYERS:
-        result = project(
+        result = deconvviz.project(
             model,
             images,
             layer=layer,
@@ -82,7 +83,7 @@ def run(
             progress=progress,
         )
         picture = Path(out) / f"layer-{layer}.png"
-        _write(picture, plot.png(result.plot(title=f"{network}, layer {layer}")))
+        write_figure(picture, result.plot(title=f"{network}, layer {layer}"))
         _tell(progress, f"wrote {picture}")
         sections.append(_section(layer, result, picture.name))
     units: dict[str, Any] = {"units": "all"} if most is None else {"most": most}
@@ -93,10 +94,10 @@ def run(
     return [page]
 
 
-def _explorer(model: Any, images: ImageSet, page: Path, progress: bool, **options: Any) -> None:
+def _explorer(model: Any, images: Any, page: Path, progress: bool, **options: Any) -> None:
     labels = images.labels or []
     shown = [labels.index(name) for name in _OCCLUDED if name in labels]
-    report(model, images, occlusion=shown or None, out=page, progress=progress, **options)
+    deconvviz.report(model, images, occlusion=shown or None, out=page, progress=progress, **options)
     _tell(progress, f"wrote {page}")
 
 
@@ -114,7 +115,7 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _section(number: int, result: Projections, picture: str) -> str:
+def _section(number: int, result: Any, picture: str) -> str:
     height, width = result.patches.shape[-2:]
     units, tiles = result.activations.shape
     facts = f"{units} units of <code>{escape(result.layer)}</code>, {tiles} images each"

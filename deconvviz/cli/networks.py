@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import sys
 import warnings
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import zoo
+from ..checks import find_device
 from ..errors import ModelError
 from ..zoo.create import bundled
 
@@ -27,7 +29,7 @@ class Loaded(NamedTuple):
     random: bool = False
 
 
-def load_model(name: str, *, weights: str | None = None, seed: int = 0) -> Loaded:
+def load_model(name: str, *, weights: str | None = None, device: str | None = None, seed: int = 0) -> Loaded:
     """Build the network that `name` stands for, in eval mode.
 
     Example:
@@ -42,17 +44,20 @@ def load_model(name: str, *, weights: str | None = None, seed: int = 0) -> Loade
         weights: None for the bundled weights of a zoo network where there are some, else the ones it is built
             with; "random"; "bundled" (zoo); "DEFAULT" (torchvision, timm: fetched by these libraries); or the
             path of a .safetensors or .pth file with a state dict.
+        device: Where the network goes, "auto" for the accelerator where there is one; None leaves it on the CPU.
         seed: Of the random weights.
 
     Raises:
         ModelError: No such network, or weights that do not fit it.
+        OptionError: No such device.
     """
+    place = None if device is None else find_device(device)  # it is missed before the network is built
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.simplefilter("ignore", FutureWarning)  # torchvision on two networks' first weights
         loaded = _build(name, weights)
     loaded.model.eval()
-    return loaded
+    return loaded if place is None else loaded._replace(model=loaded.model.to(place))
 
 
 def _build(name: str, weights: str | None) -> Loaded:
@@ -77,12 +82,21 @@ def _from_library(create: Callable[[str, bool], Loaded], name: str, weights: str
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         # Downloads fail as OSError, unknown names as ValueError (torchvision) and RuntimeError (timm).
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == library:
+            raise ModelError(f"{library}:{name} needs the package {library}: pip install {library}.") from error
+        close = difflib.get_close_matches(name, [*zoo.names(), *_names_in(library)], 3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ModelError(
-            f"no network {name!r} from {library} ({why}). Give {_FORMS}; the zoo: {', '.join(zoo.names())}."
+            f"no network {name!r} from {library} ({why}).{hint} Give {_FORMS}; the zoo: {', '.join(zoo.names())}."
         ) from error
     if published:
         return loaded
     return Loaded(_filled(loaded.model, weights, name), random=weights in (None, "random"))
+
+
+def _names_in(library: str) -> list[str]:
+    module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
+    return list(module.list_models())
 
 
 def _torchvision(name: str, published: bool) -> Loaded:

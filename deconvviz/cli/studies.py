@@ -1,141 +1,230 @@
-"""What the command line understands of the studies: one entry of `STUDIES` per subcommand."""
+"""The commands of the papers' studies: one public call in each, then the numbers and the picture."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
-from .parser import _add_images, _add_model, _layer_list, _number_or_name, _pair, _unit_list
+from ..errors import OptionError
+from .options import (
+    BATCH_SIZE,
+    IMAGES,
+    JSON,
+    LAYER,
+    LAYERS,
+    MODEL,
+    QUIET,
+    READING,
+    SAVE,
+    SEED,
+    UNITS,
+    Command,
+    K,
+    Option,
+    indices_or_text,
+    load,
+    names,
+    number_or_name,
+    number_or_text,
+    out,
+    pair,
+    picture,
+    tell,
+    whole_or_name,
+    write,
+)
+
+NUMBERS = (SAVE, JSON, QUIET)
+DATA = IMAGES.but(required=True)
 
 
-def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--out", metavar="FILE.png", default=f"{name}.png", help="default: %(default)s")
-    parser.add_argument("--save", metavar="FILE.safetensors", help="keep the numbers")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+def _filters(command: Command, parsed: argparse.Namespace) -> None:
+    loaded = load(parsed)
+    result = command.call(parsed, loaded) if not parsed.compare else _compare_filters(command, parsed, loaded.model)
+    tell(result, parsed)
+    write(parsed.out, result.plot(scale=parsed.scale))
 
 
-def _add_layers(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--layers", type=_layer_list, help=f"such as 1,5,classifier.3; default: {default}")
+def _compare_filters(command: Command, parsed: argparse.Namespace, first: Any) -> Any:
+    import deconvviz
+
+    from .networks import load_model
+
+    networks = {parsed.model: first}
+    for name, *weights in parsed.compare:
+        if len(weights) > 1:
+            raise OptionError(f"--compare takes MODEL and WEIGHTS, got {name} {' '.join(weights)}.")
+        called = name if name not in networks else " ".join([name, *weights, f"({len(networks) + 1})"])
+        networks[called] = load_model(name, weights=weights[0] if weights else None, device=parsed.device).model
+    return deconvviz.compare_filters(networks, **command.arguments(parsed))
 
 
-def _indices_or_path(text: str) -> list[int] | str:
-    """Read "0,5,9", or a path."""
-    parts = text.split(",")
-    return [int(part) for part in parts] if all(part.isdigit() for part in parts) else text
+def _compare_methods(command: Command, parsed: argparse.Namespace) -> None:
+    result = command.call(parsed, load(parsed))
+    tell(result, parsed)
+    write(parsed.out, result.plot())
+    if parsed.randomized:
+        write(parsed.randomized, result.plot(what="randomized"))
 
 
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _fill(text: str) -> float | str:
+def _read_parts(path: str) -> Any:
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"cannot read the parts {path}: {error}.") from error
 
 
-def _add_responses(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    _add_images(parser)
-    _add_layers(parser, "by --kind")
-    parser.add_argument("--kind", help='"conv" or a size such as "3x3"; default: 3x3 if there are any, else conv')
-    _add_out(parser, "responses")
-
-
-def _add_filters(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    _add_images(parser)
-    add: Any = parser.add_argument
-    add("--compare", metavar=("MODEL", "WEIGHTS"), nargs="+", action="append", help="another network beside it; repeat")
-    add("--aliasing", action="store_true", help="score layer 2 as well, which takes a scan over the images")
-    add("--units", type=_unit_list, help='of layer 2, "all", "0,5,9" or "0-15"; default: 16 spread evenly')
-    add("--scale", choices=("all", "filter"), default="all", help="what shares one scale; default: all")
-    _add_out(parser, "filters")
-
-
-def _add_invariance(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    _add_images(parser)
-    _add_layers(parser, "the first and the last features")
-    add = parser.add_argument
-    add("--transforms", type=_names, help="out of vertical,horizontal,scale,rotation; default: all but horizontal")
-    add("--targets", type=_indices_or_path, help='class indices or "labels"; default: the most probable classes')
-    add("--fill", type=_fill, help="0 to 1, edge or reflect; default: the mean colour")
-    _add_out(parser, "invariance")
-
-
-def _add_correspondence(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    add = parser.add_argument
-    add("--images", metavar="DIR", required=True, help="folder of images")
-    add("--parts", metavar="FILE.json", required=True, help='{"nose": [[top, left, bottom, right], …]}, one per image')
-    _add_layers(parser, "the 5th and the last features")
-    add("--draws", type=int, default=20, help="random sets of boxes per part; default: %(default)s")
-    add("--fill", type=float, help="the mask, 0 to 1; default: the mean colour")
-    add("--seed", type=int, default=0)
-    _add_out(parser, "correspondence")
-
-
-def _add_nearest(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    _add_images(parser)
-    add = parser.add_argument
-    add("--query", type=_indices_or_path, required=True, metavar="PATH", help="a file, a folder, or indices: 0,5,9")
-    add("--layer", type=_number_or_name, help="default: the last features")
-    add("--k", type=int, default=6, help="neighbours per query; default: %(default)s")
-    add("--metric", choices=("l2", "cosine"), default="l2", help="default: %(default)s")
-    _add_out(parser, "nearest")
-
-
-def _add_probe(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    parser.add_argument("--images", metavar="DIR", required=True, help="DIR/<class>/*.jpg")
-    _add_layers(parser, "1 to 5 and the last features")
-    add = parser.add_argument
-    add("--folds", type=int, default=5, help="of the cross-validation; default: %(default)s")
-    add("--most", type=int, default=1024, help="features per layer; default: %(default)s")
-    add("--seed", type=int, default=0)
-    _add_out(parser, "probe")
-
-
-def _add_compare_methods(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    add = parser.add_argument
-    add("image", metavar="IMAGE", help="an image file")
-    add(
-        "--target",
-        type=_class_or_unit,
-        help="class, LAYER:UNIT or LAYER: (its strongest); default: the most probable class",
-    )
-    add("--methods", type=_names, help="out of deconvnet,guided,gradient,gradcam,integrated,occlusion; default: all")
-    add("--layer", type=_number_or_name, help="whose maps Grad-CAM weighs; default: the deepest with a number")
-    add("--size", type=_pair, help="of the occluder, pixels; default: a seventh of the short side")
-    add("--stride", type=_pair, help="pixels between its positions; default: half the size")
-    add("--stages", type=int, default=8, help="depths of random weights, 0 for none; default: %(default)s")
-    add("--draws", type=int, default=1, help="how often weights are drawn; default: %(default)s")
-    add("--seed", type=int, default=0)
-    add("--randomized", metavar="FILE.png", help="the same maps with random weights, from the output down")
-    _add_out(parser, "methods")
-
-
-def _class_or_unit(text: str) -> int | tuple[int | str, int | None]:
-    """Read "207", "features.8:12", or "5:" for the strongest unit of layer 5."""
+def _class_or_unit(text: str) -> int | str | tuple[int | str, int | None]:
+    """Read "207", "goldfish", "features.8:12", or "5:" for the strongest unit of layer 5."""
     layer, colon, unit = text.rpartition(":")
-    try:
-        return (_number_or_name(layer), int(unit) if unit else None) if colon else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a class, LAYER:UNIT, or LAYER: for its strongest"
-        ) from None
+    if colon and (unit.isdigit() or not unit):
+        return number_or_name(layer), int(unit) if unit else None
+    return whole_or_name(text)
 
 
-STUDIES = {
-    "filters": ("first-layer filters as a picture and as numbers, of one network or several", _add_filters),
-    "responses": ("standard deviation of each layer's responses", _add_responses),
-    "nearest": ("images nearest to others in the features of a layer", _add_nearest),
-    "invariance": ("how features change when images move, grow and turn", _add_invariance),
-    "correspondence": ("whether masking a part means the same in several images", _add_correspondence),
-    "compare-methods": ("deconvnet, gradient, Grad-CAM, … side by side, and with random weights", _add_compare_methods),
-    "probe": ("accuracy of a linear classifier on each layer's features", _add_probe),
-}
+COMMANDS = (
+    Command(
+        "filters",
+        "filters",
+        "first-layer filters as a picture and as numbers, of one network or several",
+        (
+            *(*MODEL, IMAGES),
+            Option(
+                "--compare",
+                "another network beside it; repeat",
+                argument=None,
+                more={"metavar": ("MODEL", "WEIGHTS"), "nargs": "+", "action": "append"},
+            ),
+            Option(
+                "--aliasing",
+                "score layer 2 as well, which takes a scan over the images",
+                called=lambda asked: asked or None,
+                default=False,
+                more={"action": "store_true"},
+            ),
+            UNITS.but(help='of layer 2, "all", "0,5,9" or "0-15"; default: 16 spread evenly'),
+            Option(
+                "--scale", "what shares one scale", argument=None, default="all", more={"choices": ("all", "filter")}
+            ),
+            *(out("filters.png"), *NUMBERS),
+        ),
+        "deconvviz filters zfnet64 --compare alexnet64",
+        _filters,
+    ),
+    Command(
+        "responses",
+        "response_std",
+        "standard deviation of each layer's responses",
+        (
+            *(*MODEL, IMAGES, LAYERS.but(help="such as 1,5,classifier.3; default: by --kind")),
+            Option("--kind", '"conv" or a size such as "3x3"; default: 3x3 if there are any, else conv'),
+            *(*READING, out("responses.png"), *NUMBERS),
+        ),
+        "deconvviz responses resnet-56",
+    ),
+    Command(
+        "nearest",
+        "nearest",
+        "images nearest to others in the features of a layer",
+        (
+            *(*MODEL, IMAGES),
+            Option(
+                "--query",
+                "a file, a folder, or indices: 0,5,9",
+                type=indices_or_text,
+                more={"required": True, "metavar": "PATH"},
+            ),
+            LAYER.but(help="default: the last features"),
+            K.but(help="neighbours per query", default=6),
+            Option("--metric", default="l2", more={"choices": ("l2", "cosine")}),
+            *(*READING, out("nearest.png"), *NUMBERS),
+        ),
+        "deconvviz nearest zfnet64 --images photos --query cat.jpg",
+    ),
+    Command(
+        "invariance",
+        "invariance",
+        "how features change when images move, grow and turn",
+        (
+            *(*MODEL, IMAGES, LAYERS.but(help="such as 1,7; default: the first and the last features")),
+            Option(
+                "--transforms",
+                "out of vertical,horizontal,scale,rotation; default: all but horizontal",
+                type=names,
+                default=("vertical", "scale", "rotation"),
+            ),
+            Option("--targets", 'class indices or "labels"; default: the most probable classes', type=indices_or_text),
+            Option("--fill", "0 to 1, edge or reflect; default: the mean colour", type=number_or_text),
+            *(BATCH_SIZE.but(default=64), out("invariance.png"), *NUMBERS),
+        ),
+        "deconvviz invariance zfnet64 --transforms vertical,rotation",
+    ),
+    Command(
+        "correspondence",
+        "correspondence",
+        "whether masking a part means the same in several images",
+        (
+            *(*MODEL, DATA.but(help="folder of images")),
+            Option(
+                "--parts",
+                '{"nose": [[top, left, bottom, right], …]}, one per image',
+                called=_read_parts,
+                more={"metavar": "FILE.json", "required": True},
+            ),
+            LAYERS.but(help="such as 5,7; default: the 5th and the last features"),
+            Option("--draws", "random sets of boxes per part", default=20, type=int),
+            Option("--fill", "the mask, 0 to 1; default: the mean colour", type=float),
+            *(SEED, BATCH_SIZE.but(default=32), out("correspondence.png"), *NUMBERS),
+        ),
+        "deconvviz correspondence zfnet64 --images faces --parts faces.json",
+    ),
+    Command(
+        "compare-methods",
+        "compare_methods",
+        "deconvnet, gradient, Grad-CAM, … side by side, and with random weights",
+        (
+            *(*MODEL, Option("image", "an image file", more={"metavar": "IMAGE"})),
+            Option(
+                "--target",
+                "class by number or name, LAYER:UNIT or LAYER: (its strongest); default: the most probable class",
+                type=_class_or_unit,
+            ),
+            Option(
+                "--methods", "out of deconvnet,guided,gradient,gradcam,integrated,occlusion; default: all", type=names
+            ),
+            LAYER.but(help="whose maps Grad-CAM weighs; default: the deepest with a number"),
+            Option("--size", "of the occluder, pixels; default: a seventh of the short side", type=pair),
+            Option("--stride", "pixels between its positions; default: half the size", type=pair),
+            Option("--steps", "of the integrated gradients", default=50, type=int),
+            Option("--stages", "depths of random weights, 0 for none", default=8, type=int),
+            Option("--draws", "how often weights are drawn", default=1, type=int),
+            SEED,
+            Option(
+                "--randomized",
+                "the same maps with random weights, from the output down",
+                argument=None,
+                type=picture,
+                more={"metavar": "FILE.png"},
+            ),
+            *(out("methods.png"), *NUMBERS),
+        ),
+        "deconvviz compare-methods zfnet64 cat.jpg --stages 0",
+        _compare_methods,
+    ),
+    Command(
+        "probe",
+        "probe",
+        "accuracy of a linear classifier on each layer's features",
+        (
+            *(*MODEL, DATA.but(help="DIR/<class>/*.jpg")),
+            LAYERS.but(help="such as 1,3,5; default: 1 to 5 and the last features"),
+            Option("--folds", "of the cross-validation", default=5, type=int),
+            Option("--most", "features per layer", default=1024, type=int),
+            Option("--strength", "of the regularization", default=1.0, type=float),
+            *(SEED, *READING, out("probe.png"), *NUMBERS),
+        ),
+        "deconvviz probe zfnet64 --images photos-by-class",
+    ),
+)

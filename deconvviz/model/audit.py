@@ -65,7 +65,13 @@ _HEADINGS = ("operation", "module", "calls", "status", "rule")
 _SHOWN = ("rectifier", "max-pool", "average pool", "normalization", "product")
 
 
-def audit(model: nn.Module, images: Any = None) -> Audit:
+def audit(
+    model: nn.Module,
+    images: Any = None,
+    *,
+    input_size: int | tuple[int, ...] | None = None,
+    preprocess: Any = None,
+) -> Audit:
     """List every nonlinearity, pool and normalization that a model runs, and the rule each gets.
 
     Example:
@@ -79,8 +85,10 @@ def audit(model: nn.Module, images: Any = None) -> Audit:
 
     Args:
         model: The network; it is left as it was.
-        images: (N, C, H, W) or anything else `project` takes; the first is used. None: a blank image of the
-            model's own size.
+        images: (N, C, H, W) or anything else `project` takes; the first is used. None: a blank image of
+            `input_size`.
+        input_size: As `layers` takes it; None: the model's own size.
+        preprocess: How a picture becomes the model's input, where the model does not say.
 
     Returns:
         `Audit`.
@@ -93,9 +101,9 @@ def audit(model: nn.Module, images: Any = None) -> Audit:
 
     device, dtype = placement(model)
     if images is None:
-        image = torch.zeros(1, *_input_size(model, None))
+        image = torch.zeros(1, *_input_size(model, input_size))
     else:
-        image = open_images(model, images).take([0])
+        image = open_images(model, images, preprocess).take([0])
     with untouched(model) as network:
         tape = record(network, image.to(device, dtype), saver=rules.Saving())
     counts: dict[AuditRow, int] = {}

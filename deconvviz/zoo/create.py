@@ -73,7 +73,8 @@ def create(
 
     Args:
         name: one of `names()`, or plain-N, resnet-N or preresnet-N with any N = 6n + 2 up to 1202.
-        weights: None for random weights, "bundled" for the ones in this package, "pretrained" for
+        weights: None for random weights (on the command line a network has its bundled ones where there are
+            some), "bundled" for the ones in this package, "pretrained" for
             efficientnet-lite0's ImageNet weights (the extra `pretrained`), or the path of a safetensors file. A
             card beside the file (`<stem>.json`, else `card.json`) gives the classes.
         num_classes: number of outputs; None takes the weights' card's, else the network's usual number.

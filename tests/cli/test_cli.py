@@ -1,7 +1,11 @@
 """The command line: each command runs, each mistake is one line and exit code 2."""
 
 import contextlib
+import json
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import deconvviz
+from deconvviz.cli import demo as pages
 from deconvviz.cli import main as cli
-from deconvviz.cli import parser as _arguments
+from deconvviz.cli import options as reading
 from deconvviz.cli.demo import run as run_demo
 from deconvviz.cli.networks import load_model
 from deconvviz.errors import ModelError, StoreError
@@ -77,7 +82,7 @@ def test_audit_prints_the_rules(capsys):
 
 def test_project_writes_the_picture_and_the_numbers(photos, tmp_path, capsys):
     out, numbers = tmp_path / "out" / "grid.png", tmp_path / "numbers.safetensors"
-    wanted = ["project", "zfnet64", "--weights", "random", "--layer", "2", "--units", "3,7-8", "--top", "2"]
+    wanted = ["project", "zfnet64", "--weights", "random", "--layer", "2", "--units", "3,7-8", "--k", "2"]
     assert cli.main([*wanted, "--images", photos, "--out", str(out), "--save", str(numbers)]) == 0
     with Image.open(out) as picture:
         assert picture.format == "PNG"
@@ -88,7 +93,7 @@ def test_project_writes_the_picture_and_the_numbers(photos, tmp_path, capsys):
 
 def test_project_names_its_picture_after_the_layer(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    chosen = ["--layer", "features.0", "--units", "0", "--top", "1", "--images", photos]
+    chosen = ["--layer", "features.0", "--units", "0", "--k", "1", "--images", photos]
     assert cli.main(["project", "zfnet64", "--weights", "random", *chosen]) == 0
     assert (tmp_path / "layer-features.0.png").exists()
 
@@ -156,15 +161,15 @@ def test_a_position_has_a_row_and_a_column(capsys):
 
 
 def test_lists_of_units_and_sizes():
-    assert _arguments._unit_list("all") == "all"
-    assert _arguments._unit_list("3") == [3]
-    assert _arguments._unit_list("0,5-7") == [0, 5, 6, 7]
-    assert _arguments._pair("224") == (224, 224) and _arguments._pair("224,320") == (224, 320)
-    assert _arguments._layer_list("1,features.3") == [1, "features.3"]
+    assert reading.unit_list("all") == "all"
+    assert reading.unit_list("3") == [3]
+    assert reading.unit_list("0,5-7") == [0, 5, 6, 7]
+    assert reading.pair("224") == (224, 224) and reading.pair("224,320") == (224, 320)
+    assert reading.layer_list("1,features.3") == [1, "features.3"]
 
 
 def test_ctrl_c_says_so(monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(deconvviz, "layers", interrupted)
@@ -178,6 +183,113 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(photos, tmp_path, capsy
     assert cli.main(["project", "zfnet64", "--weights", "random", *chosen]) == 2
     assert "cannot write" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_sigterm_is_an_interrupt_with_a_code_of_its_own(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(deconvviz, "layers", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["layers", "zfnet64", "--weights", "random"]) == 143
+    assert capsys.readouterr().err == "deconvviz layers: terminated\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("out", ["x.xyz", "x", "x.safetensors", "x.gif"])
+def test_a_picture_of_unknown_kind_is_refused_before_the_work(out, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["project", "zfnet64", "--layer", "1", "--out", out])
+    assert "a picture is written as .png, .pdf, .svg, .jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("jpg", b"\xff\xd8"), ("PNG", b"\x89PNG")]
+)
+def test_the_suffix_says_how_a_picture_is_written(photos, tmp_path, suffix, start):
+    out = tmp_path / f"unit.{suffix}"
+    chosen = ["--layer", "1", "--units", "0", "--k", "1", "--images", photos, "--out", str(out)]
+    assert cli.main(["project", "zfnet64", "--weights", "random", *chosen]) == 0
+    assert out.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.SVG"])
+def test_numbers_are_not_saved_as_a_picture(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["project", "zfnet64", "--layer", "1", "--save", name])
+    assert "numbers are kept in a .safetensors file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nothing", "xla", "meta:x"])
+def test_a_device_that_is_not_there_is_a_mistake(device, capsys):
+    assert cli.main(["layers", "zfnet64", "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"deconvviz layers: device='{device}' is not there. There are: ") and "cpu" in error
+
+
+def test_device_auto_is_one_that_is_there(capsys):
+    assert cli.main(["layers", "zfnet64", "--device", "auto"]) == 0
+    assert "receptive field" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["project", "zfnet64", "--layer", "1", "--batchsize", "4"], "--batch-size"),
+        (["projct", "zfnet64"], "project"),
+        (["project", "zfnet64", "--layer", "1", "--rule", "guide"], "guided"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_what_there_is(arguments, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["layers", "zfnet64", "--nonsense"])
+    assert "usage: deconvviz layers" in capsys.readouterr().err
+
+
+def test_networks_with_a_slip_are_told_what_there_is(capsys):
+    assert cli.main(["layers", "zfnet65"]) == 2
+    assert "Did you mean zfnet64" in capsys.readouterr().err
+    assert cli.main(["layers", "resnet19"]) == 2
+    assert "resnet18" in capsys.readouterr().err
+
+
+def test_a_missing_package_comes_with_its_pip_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert cli.main(["layers", "timm:resnet18"]) == 2
+    assert "timm:resnet18 needs the package timm: pip install timm." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["layers"], ["audit"], ["top", "--layers", "1"]])
+def test_tables_as_json(command, photos, tmp_path, capsys):
+    name, *more = command
+    more += ["--images", photos, "--out", str(tmp_path / "top")] if name == "top" else []
+    assert cli.main([name, "zfnet64", "--weights", "random", "--json", *more]) == 0
+    read = json.loads(capsys.readouterr().out)
+    if name == "layers":
+        (first,) = [row for row in read["rows"] if row["number"] == 1]
+        assert first == first | {"name": "features.1", "units": 64, "height": 32, "receptive_field": [7, 7]}
+    elif name == "audit":
+        assert {"operation", "module", "status", "rule"} <= set(read["rows"][0])
+    else:
+        assert len(read["tops"][0]["image_ids"]) == 64 and len(read["tops"][0]["image_ids"][0]) <= 9
+
+
+def test_the_demo_and_commands_miss_a_bad_folder_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(deconvviz.zoo, "create", lambda *_, **__: pytest.fail("it has begun"))
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path / "file" / "demo")]) == 2
+    assert cli.main(["report", "zfnet64", "--out", str(tmp_path / "file" / "r.html")]) == 2
+    assert capsys.readouterr().err.count("cannot write") == 2
+
+
+def test_a_folder_of_images_gives_a_picture_each(photos, tmp_path):
+    out = tmp_path / "occlusion.png"
+    chosen = ["--size", "32", "--stride", "32", "--out", str(out)]
+    assert cli.main(["occlude", "zfnet64", photos, "--weights", "random", *chosen]) == 0
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == [f"occlusion-{n}.png" for n in (1, 2, 3)]
 
 
 # ---- networks by name ----
@@ -270,17 +382,15 @@ def test_both_networks_get_a_folder_each(tmp_path):
 
 
 def test_an_interrupted_demo_leaves_whole_files_only(tmp_path, monkeypatch):
-    from deconvviz.plotting import projections as plot
+    whole, calls = pages.write_figure, []
 
-    whole, calls = plot.png, []
-
-    def png(figure):
+    def write_figure(path, figure):
         calls.append(figure)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return whole(figure)
+        whole(path, figure)
 
-    monkeypatch.setattr(plot, "png", png)
+    monkeypatch.setattr(pages, "write_figure", write_figure)
     with contextlib.suppress(KeyboardInterrupt):
         demo(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["layer-1.png", "layer-2.png"]

@@ -1,0 +1,260 @@
+"""The commands that show what a network sees."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import (
+    AMP,
+    BATCH_SIZE,
+    HOW,
+    IMAGES,
+    JSON,
+    LAYER,
+    LAYERS,
+    MODEL,
+    QUIET,
+    READING,
+    SAVE,
+    SEED,
+    UNITS,
+    WORKERS,
+    Command,
+    K,
+    Option,
+    animation,
+    file,
+    folder,
+    load,
+    numbers_or_text,
+    out,
+    page,
+    pair,
+    picture,
+    position,
+    read_lines,
+    save,
+    say,
+    tell,
+    whole_or_name,
+    write,
+)
+
+INPUT_SIZE = Option("--input-size", "224 or 224,320 (height,width)", type=pair)
+SCALE = Option(
+    "--scale", "what shares one scale", argument=None, default="unit", more={"choices": ("unit", "projection")}
+)
+
+
+def table(command: Command, parsed: argparse.Namespace) -> None:
+    """Make the call and print the table."""
+    tell(command.call(parsed, load(parsed)), parsed)
+
+
+def _demo(command: Command, parsed: argparse.Namespace) -> None:
+    from .demo import run
+
+    for path in run(**command.arguments(parsed)):
+        print(f"Open {path} in a browser.")
+
+
+def _project(command: Command, parsed: argparse.Namespace) -> None:
+    result = command.call(parsed, load(parsed))
+    write(parsed.out or f"layer-{parsed.layer}.png", result.plot(scale=parsed.scale))
+    save(result, parsed)
+
+
+def _deconv(command: Command, parsed: argparse.Namespace) -> None:
+    import deconvviz
+
+    result = command.call(parsed, load(parsed))
+    title = f"layer {parsed.layer}, unit {parsed.unit}"
+    write(parsed.out, deconvviz.plotting.projections.sheet(result, title=title))
+
+
+def _occlude(command: Command, parsed: argparse.Namespace) -> None:
+    results = command.call(parsed, load(parsed))
+    several = isinstance(results, list)
+    for number, result in enumerate(results if several else [results], 1):
+        paths = {
+            name: path and (_numbered(path, number) if several else path)
+            for name in ("out", "overlay", "animation", "save")
+            for path in [getattr(parsed, name)]
+        }
+        write(paths["out"], result.plot())
+        if paths["overlay"]:
+            write(paths["overlay"], result.overlay())
+        for path, keep in ((paths["animation"], result.animate), (paths["save"], result.save)):
+            if path:
+                keep(path)
+                print(f"wrote {path}")
+
+
+def _numbered(path: str, number: int) -> str:
+    """Return occlusion-3.png for the third image of occlusion.png."""
+    return str(Path(path).with_stem(f"{Path(path).stem}-{number}"))
+
+
+def _top(command: Command, parsed: argparse.Namespace) -> None:
+    found = command.call(parsed, load(parsed), out=parsed.out)
+    if parsed.json:
+        tell(found, parsed)
+    else:
+        for layer in found.tops:
+            strongest = layer.values[:, 0]
+            middle, most = strongest.median(), strongest.max()
+            units = f"{layer.name}: {len(layer.values)} units"
+            print(f"{units}; their strongest activation: median {middle:.3g}, most {most:.3g}")
+    say(f"wrote {parsed.out}", parsed)
+
+
+def _report(command: Command, parsed: argparse.Namespace) -> None:
+    loaded = load(parsed)
+    weights = "random" if loaded.random else Path(parsed.weights or "the ones that come with it").name
+    facts = {} if hasattr(loaded.model, "card") else {"Network": parsed.model, "Weights": weights}
+    name = parsed.model.rpartition(":")[2] + " with random weights" * loaded.random
+    title = parsed.title or f"What {name} sees"
+    print(f"Open {command.call(parsed, loaded, facts=facts, title=title)} in a browser.")
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        "",
+        "layers 1-5 of a trained ZFNet as top-9 grids, with a page",
+        (
+            Option("--out", default="deconvviz-demo", type=folder, more={"metavar": "DIR"}),
+            Option("--network", default="zfnet64", more={"choices": ("zfnet64", "alexnet64", "both")}),
+            Option("--seed", "draws the units that are shown; default: spread evenly", type=int),
+            QUIET,
+        ),
+        "deconvviz demo --out pages",
+        _demo,
+    ),
+    Command(
+        "layers",
+        "layers",
+        "table of the layers: numbers, names, units, receptive fields",
+        (*MODEL, INPUT_SIZE, JSON),
+        "deconvviz layers resnet18 --input-size 224,320",
+        table,
+    ),
+    Command(
+        "audit",
+        "audit",
+        "every operation on the path and the rule it gets",
+        (*MODEL, IMAGES.but(help="folder of images; default: a blank one"), INPUT_SIZE, JSON),
+        "deconvviz audit timm:convnext_tiny",
+        table,
+    ),
+    Command(
+        "project",
+        "project",
+        "top images of units beside their projections",
+        (
+            *(
+                *MODEL,
+                IMAGES,
+                LAYER.but(required=True),
+                UNITS,
+                K.but(argument="top"),
+                *HOW,
+                BATCH_SIZE.but(default=32),
+                WORKERS,
+            ),
+            SCALE,
+            *(out(None, "the picture: png, pdf, svg, jpg or webp; default: layer-LAYER.png"), SAVE, QUIET),
+        ),
+        "deconvviz project zfnet64 --layer 5 --units 0-15 --out layer-5.png",
+        _project,
+    ),
+    Command(
+        "deconv",
+        "deconv",
+        "full-size projection of one unit for given images",
+        (
+            *(*MODEL, IMAGES.but(help="an image or a folder", metavar="PATH", required=True)),
+            *(LAYER.but(required=True), Option("--unit", type=int, more={"required": True})),
+            Option("--position", "row,col in the layer's map; default: the strongest", type=position),
+            *(*HOW, out("deconv.png")),
+        ),
+        "deconvviz deconv zfnet64 --images cat.jpg --layer 5 --unit 12",
+        _deconv,
+    ),
+    Command(
+        "occlude",
+        "occlude",
+        "what the network's answer depends on: five panels of an occlusion scan",
+        (
+            *(*MODEL, Option("image", "an image file, or a folder: a picture for each", more={"metavar": "IMAGE"})),
+            Option("--target", "class, by number or name; default: the most probable one", type=whole_or_name),
+            LAYER.but(help="whose strongest map is followed; default: the deepest with a number"),
+            Option("--size", "pixels, 32 or 32,48 (height,width); default: a seventh of the short side", type=pair),
+            Option("--stride", "pixels between positions; default: half the size", type=pair),
+            Option(
+                "--fill",
+                "gray, mean, blur, noise, 0 to 1, r,g,b or an image file",
+                default="gray",
+                type=numbers_or_text,
+            ),
+            Option("--edge", "the last window", default="clip", more={"choices": ("clip", "align")}),
+            Option("--method", "default: incremental", more={"choices": ("incremental", "full")}),
+            Option("--refine", "measure every n-th position first, more only where the map changes", type=int),
+            Option("--others", "images whose top patches for the same unit are shown", more={"metavar": "DIR"}),
+            Option("--memory", "bytes for a batch; default: 1 GB on a CPU, half of what is free on a GPU", type=int),
+            *(AMP, SEED.but(help="of --fill noise")),
+            out("occlusion.png", "the five panels: png, pdf, svg, jpg or webp"),
+            Option(
+                "--overlay", "the attribution over the image", argument=None, type=picture, more={"metavar": "FILE.png"}
+            ),
+            Option(
+                "--animation",
+                "the occluder moving, and the map it makes",
+                argument=None,
+                type=animation,
+                more={"metavar": "FILE.gif"},
+            ),
+            *(SAVE, QUIET),
+        ),
+        "deconvviz occlude zfnet64 cat.jpg --target 'tabby, tabby cat' --size 16",
+        _occlude,
+    ),
+    Command(
+        "top",
+        "top",
+        "strongest images of every unit of several layers",
+        (
+            *(*MODEL, IMAGES, LAYERS.but(required=True), K, *READING),
+            Option("--out", "the scan", default="top.safetensors", argument=None, type=file, more={"metavar": "FILE"}),
+            *(JSON, QUIET),
+        ),
+        "deconvviz top zfnet64 --images photos --layers 1,2,3",
+        _top,
+    ),
+    Command(
+        "report",
+        "report",
+        "one page to look through: units, projections, filters, occlusion maps",
+        (
+            *(*MODEL, IMAGES),
+            LAYERS.but(help="such as 1,2,3 or layer3,layer4; default: those of 1 to 5 there are"),
+            UNITS.but(help='"all", "0,5,9" or "0-15"; default: the strongest of each layer'),
+            Option("--most", "how many of the strongest", default=64, type=int),
+            K,
+            Option("--occlusion", "images with occlusion maps; default: 4 where the network classifies", type=int),
+            Option(
+                "--classes",
+                "names of the classes, one a line; default: those that are known",
+                argument="class_names",
+                called=lambda path: path and read_lines(path),
+                more={"metavar": "FILE"},
+            ),
+            *(*HOW, BATCH_SIZE.but(default=32), WORKERS, Option("--title", "the page's heading")),
+            Option("--out", default="report.html", type=page, more={"metavar": "PAGE.html"}),
+            QUIET,
+        ),
+        "deconvviz report zfnet64 --images photos --most 32",
+        _report,
+    ),
+)
