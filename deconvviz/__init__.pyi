@@ -3,8 +3,8 @@
 from . import images as images
 from . import plotting as plotting
 from . import zoo as zoo
-from .comparison.compare import MethodComparison as MethodComparison
 from .comparison.compare import compare_methods as compare_methods
+from .comparison.result import MethodComparison as MethodComparison
 from .errors import DeconvvizError as DeconvvizError
 from .errors import ImageError as ImageError
 from .errors import LayerError as LayerError
@@ -16,8 +16,8 @@ from .errors import UnsupportedOp as UnsupportedOp
 from .explorer.report import report as report
 from .model.audit import audit as audit
 from .model.survey import layers as layers
-from .occlusion.occlude import Occlusion as Occlusion
 from .occlusion.occlude import occlude as occlude
+from .occlusion.result import Occlusion as Occlusion
 from .projection.project import Projections as Projections
 from .projection.project import deconv as deconv
 from .projection.project import project as project

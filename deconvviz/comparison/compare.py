@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from tqdm import tqdm
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images.opening import ImageSet, open_images
-from ..occlusion.occlude import _class_names
+from ..model.output import class_names
+from ..occlusion.occlude import occlude
 from ..tape.record import record
-from .attributions import METHODS, Case, Own, cam_module, explain, start_of
-from .randomize import cascade, rank_correlation, ssim, stages_of, steps_of, strength
-from .result import MethodComparison as MethodComparison
+from . import attributions
+from .case import Case, Own, cam_module, start_of
+from .randomize import cascade, stages_of, steps_of
+from .result import MethodComparison
+from .similarity import rank_correlation, ssim, strength
 
 
 def compare_methods(
@@ -174,7 +177,7 @@ def _alike(trained: Sequence[Tensor], random: Sequence[Tensor]) -> Iterator[tupl
 def _title(opened: ImageSet, case: Case) -> str:
     """Return the explained number in words, with the class's name where it is known."""
     start = case.start
-    names = _class_names(case.network, opened.preprocess, None, start.layer.units) if start.module is None else None
+    names = class_names(case.network, opened.preprocess, None, start.layer.units) if start.module is None else None
     return f"{start.title}, {names[start.unit]}" if names else start.title
 
 
@@ -186,7 +189,7 @@ def _chosen(methods: Sequence[str] | None, own: Mapping[str, Own]) -> tuple[str,
         raise OptionError(f"methods={list(chosen)}: expected some of {', '.join(METHODS)}, each once.")
     if taken := [name for name in own if name in METHODS or not callable(own[name])]:
         raise OptionError(f"own method {taken[0]!r} is no function, or has a name that is taken. Give it another.")
-    if needs := [name for name in chosen if METHODS[name][1]]:
+    if needs := [name for name in chosen if name in _CAPTUMS]:
         try:
             import captum.attr  # noqa: F401
         except ImportError as error:
@@ -243,3 +246,56 @@ def _steps(case: Case) -> list[tuple[str, ...]]:
 def _value(case: Case) -> Tensor:
     with untouched(case.network):
         return case.number(case.image)[0]
+
+
+# ---- the methods on one case ------------------------------------------------------------------------------------------
+
+
+def _occlude(case: Case) -> Tensor:
+    start, options = case.start, dict(case.occluder or {})
+    row, col = start.position
+    target: Any = start.unit if start.module is None else (start.layer.name, lambda r: r[:, start.unit, row, col])
+    scan = occlude(case.network, case.image, target=target, progress=False, **options)
+    drop = scan.attribution("logit")
+    if drop.isnan().any():
+        raise OptionError(
+            f"occluder stride {scan.stride} is larger than its size {scan.size}: some pixels are never covered. "
+            "Give a stride of at most the size."
+        )
+    return drop[None, None]
+
+
+METHODS: dict[str, Callable[[Case], Tensor]] = {
+    "deconvnet": attributions.deconvnet,
+    "guided": attributions.guided,
+    "gradient": attributions.gradient,
+    "gradcam": attributions.gradcam,
+    "integrated": attributions.integrated,
+    "occlusion": _occlude,
+}
+_CAPTUMS = ("gradient", "gradcam", "integrated")
+
+
+def explain(case: Case, methods: Sequence[str], own: Mapping[str, Own], where: str) -> list[Tensor]:
+    """Return each method's map (C or 1, H, W) on the CPU, float32 or float64; own methods come last."""
+    found = []
+    with untouched(case.network):
+        for name in (*methods, *own):
+            with torch.enable_grad():  # captum's need it; ours switch it off themselves
+                full = own[name](case.network, case.image, case.number) if name in own else METHODS[name](case)
+            found.append(_checked(full, case, name, where))
+    return found
+
+
+def _checked(full: Any, case: Case, name: str, where: str) -> Tensor:
+    channels, *size = case.image.shape[1:]
+    shape = tuple(full.shape) if isinstance(full, Tensor) else type(full).__name__
+    if not isinstance(full, Tensor) or full.shape[-2:] != tuple(size) or full.numel() not in (
+        channels * size[0] * size[1],
+        size[0] * size[1],
+    ):  # fmt: skip
+        raise OptionError(f"method {name!r} gave {shape}, expected ({channels}, {size[0]}, {size[1]}) or without C.")
+    full = full.detach().reshape(-1, *size).cpu()
+    if not torch.isfinite(full).all():
+        raise ModelError(f"the map of {name!r} of the {where} network holds NaN or infinity. Look for an overflow.")
+    return full.contiguous() if full.dtype == torch.float64 else full.float().contiguous()

@@ -1,4 +1,4 @@
-"""Networks whose weights are drawn again, layer by layer from the output down, and how alike two maps are."""
+"""Networks whose weights are drawn again, layer by layer from the output down."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def redraw(module: nn.Module, generator: torch.Generator) -> None:
                     tensor.copy_(tensor[order.to(tensor.device)])
             return
         for tensor in tensors:
-            scale = tensor.double().square().mean().sqrt()
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale.cpu())
+            scale = tensor.cpu().double().square().mean().sqrt()  # some accelerators have no float64
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
 
 
 def cascade(
@@ -88,32 +88,3 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     if _is_norm(module):
         own += [b for b in module._buffers.values() if b is not None and b.is_floating_point()]
     return own
-
-
-# ---- how alike two maps are -----------------------------------------------------------------------------------------
-
-
-def strength(full: Tensor) -> Tensor:
-    """Return (…, H, W) float64: the sum of absolute values over the channels of (…, C, H, W)."""
-    return full.double().abs().sum(-3)
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's ρ of two maps' pixels, ties at their mean rank; 1 for equal maps, else 0 for a constant one."""
-    from scipy.stats import spearmanr
-
-    if torch.equal(a, b):
-        return 1.0
-    if a.min() == a.max() or b.min() == b.max():
-        return 0.0
-    return float(spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic)
-
-
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Return scikit-image's structural similarity, each map divided by its maximum; NaN under 7 pixels."""
-    from skimage.metrics import structural_similarity
-
-    if min(a.shape) < 7:
-        return float("nan")
-    a, b = (x / x.max().clamp_min(1e-300) for x in (a, b))
-    return float(structural_similarity(a.numpy(), b.numpy(), data_range=1.0))

@@ -11,7 +11,16 @@ from torch import Tensor
 from ..errors import OptionError
 from ..model.table import as_text
 from ..results.base import Result
-from .randomize import strength
+from .similarity import strength
+
+TITLES = {
+    "deconvnet": "deconvnet",
+    "guided": "guided backprop",
+    "gradient": "gradient",
+    "gradcam": "Grad-CAM",
+    "integrated": "integrated gradients",
+    "occlusion": "occlusion",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from ..errors import LayerError, ModelError, OptionError, UnsupportedOp
 from ..guard import unwrapped
 from ..images.opening import ImageSet
 from ..model.table import Layer, LayerTable
+from ..occlusion.cells import cell_edges, label_index, score
 from ..occlusion.occlude import occlude
 from ..occlusion.result import Occlusion
 from ..studies.filters import filters as look_at_filters
@@ -115,8 +116,6 @@ def _chosen(source: ImageSet, wanted: int | Sequence[int] | None) -> list[int]:
 
 
 def _scan(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -> dict[str, Any]:
-    from ..occlusion.cells import cells, label_index, score  # which imports matplotlib's colours
-
     height, width = result.image_size
     shape = sprites.Shape.of(height, width, 1, 2 * _SIDE)
     pictures.add(f"o{index}", sprites.photo(source.invert(result.image[None])[0], shape))
@@ -137,8 +136,8 @@ def _scan(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -
         "fill": result.fill_name,
         "rows": result.rows.tolist(),
         "cols": result.cols.tolist(),
-        "down": _to_the_edges(cells(result.rows, result.size[0], height).tolist(), height),
-        "across": _to_the_edges(cells(result.cols, result.size[1], width).tolist(), width),
+        "down": _to_the_edges(cell_edges(result.rows, result.size[0], height).tolist(), height),
+        "across": _to_the_edges(cell_edges(result.cols, result.size[1], width).tolist(), width),
         "maps": maps,
         "labels": labels.flatten().tolist(),
         "legend": legend,

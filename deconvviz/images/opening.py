@@ -120,6 +120,13 @@ class ImageSet:
                 raise images
             yield images
 
+    @property
+    def are_pictures(self) -> bool:
+        """Whether the images were pictures, not tensors in the model's input space."""
+        if isinstance(self._source, Items):
+            return isinstance(first_of(self._source.dataset[0]), Image.Image)
+        return not isinstance(self._source, Tensors)
+
     def fingerprint(self) -> str:
         """Return a hash of what the set is: contents, or files with sizes and times, and preprocessing."""
         digest = hashlib.blake2b(f"{len(self)} {self.preprocess.describe()}".encode(), digest_size=16)

@@ -19,7 +19,7 @@ Receive = Callable[["slice | Tensor", Tensor, "Tensor | None"], None]
 MOST = {"cuda": 256, "cpu": 16}
 
 
-def scan(
+def run_boxes(
     network: nn.Module,
     tape: Tape,
     fill: Tensor,
@@ -32,7 +32,7 @@ def scan(
 ) -> None:
     """Run the network on the recorded image (1, C, H, W) with each of `boxes` (P, 4) covered by `fill` (C, H, W).
 
-    Must be called inside `_state.untouched`. `receive` gets every position once, in batches.
+    Must be called inside `untouched`. `receive` gets every position once, in batches.
     """
     image = tape.kept[0]
     edges = boxes.to(image.device)
@@ -47,7 +47,7 @@ def scan(
     _run(Pass(network, tape, layer, dtype), occluded, len(boxes), receive, memory)
 
 
-def scan_masks(
+def run_masks(
     network: nn.Module,
     tape: Tape,
     fill: Tensor,
@@ -58,7 +58,7 @@ def scan_masks(
     memory: int,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Do what `scan` does for masks (P, H, W), bool or from 0 (seen) to 1 (covered)."""
+    """Do what `run_boxes` does for masks (P, H, W), bool or from 0 (seen) to 1 (covered)."""
     image = tape.kept[0]
 
     def occluded(where: slice) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from matplotlib.colors import Normalize
 from torch import Tensor
 
 from ..images.preprocess import Preprocess
@@ -39,13 +38,7 @@ def score(result: Occlusion) -> tuple[str, Tensor, float]:
     return unit, getattr(result, name), float(result.unoccluded[name])
 
 
-def range_of(values: Tensor, usual: float) -> Normalize:
-    """Return the scale of a map's colours: its least to its largest value, the unoccluded one among them."""
-    low, high = min(float(values.min()), usual), max(float(values.max()), usual)
-    return Normalize(low, high if high > low else low + 1e-6)
-
-
-def cells(first: Tensor, window: int, length: int) -> np.ndarray:
+def cell_edges(first: Tensor, window: int, length: int) -> np.ndarray:
     """Return the edges (n + 1,) of the cells around the centres of what the windows cover along one dimension."""
     centres = (first + (first + window).clamp(max=length)).double().numpy() / 2
     if len(centres) == 1:
@@ -54,7 +47,7 @@ def cells(first: Tensor, window: int, length: int) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def painted(result: Occlusion, values: Tensor) -> np.ndarray:
+def over_image(result: Occlusion, values: Tensor) -> np.ndarray:
     """Return masks' values (P, 1) over the pixels (H, W): the mean where they overlap, NaN where there is none."""
     count = result.over_pixels(torch.ones_like(values, dtype=torch.float64))
     return torch.where(count > 0, result.over_pixels(values) / count, torch.nan).numpy()

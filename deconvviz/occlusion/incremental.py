@@ -34,7 +34,7 @@ FULL = "Use method='full'."
 Receive = Callable[[Tensor, Tensor, "Tensor | None"], None]
 
 
-def scan(
+def run_boxes(
     network: nn.Module,
     tape: Tape,
     fill: Tensor,

@@ -91,20 +91,10 @@ class _Unit:
         return response[:, self.unit].sum((1, 2))
 
 
-def check_output(output: Any) -> Tensor:
-    """Return the output for one image if it is (1, classes) and finite."""
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1 or not output.is_floating_point():
-        raise ModelError(f"the model's output for one image is {shape}, expected (1, classes). Wrap it to return that.")
-    if not torch.isfinite(output).all():
-        raise ModelError("the model's output for the unoccluded image holds NaN or infinity.")
-    return output
-
-
 class Meter:
     """Receives outputs and keeps what they say of the targets: maps over P positions, on the device.
 
-    Nothing is read back before `maps` is asked for, so that a GPU never waits.
+    Nothing is read back before `measured` is asked for, so that a GPU never waits.
     """
 
     def __init__(self, targets: Sequence[Target], unit: int | None, output: Tensor, response: Tensor | None) -> None:
@@ -126,7 +116,7 @@ class Meter:
         for name, value in self._values(output, response).items():
             self._maps[name][..., where] = value
 
-    def maps(self) -> dict[str, Tensor]:
+    def measured(self) -> dict[str, Tensor]:
         """Return what was measured, on the CPU: `probability` and `logit` (T, P), `label` and `activation` (P,)."""
         maps = {name: value.cpu() for name, value in self._maps.items()}
         for name in ("logit", "activation"):

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from ..errors import ImageError, ModelError, OptionError, UnsupportedOp
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images.opening import ImageSet, open_images
+from ..model.output import check_output, class_names
 from ..model.survey import Layer, LayerTable, described, find, held
 from ..rules import table as rules
 from ..tape.record import Tape, record_fast
-from . import occluder as _occluder
 from .brute_force import Pass
+from .fill import Filling
 from .incremental import Unbatched
-from .meter import Meter, Targets, check_output
-from .result import Occlusion as Occlusion
+from .meter import Meter, Targets
+from .occluder import Occluder, grid, of_masks
+from .result import Occlusion
 from .scan import Scan, Settings
 
 TOP = 4  # patches from other images
@@ -108,7 +110,7 @@ def occlude(
     targets = Targets.read(target, layer)
     check_weights(unwrapped(model))
     source, single = _open(model, image, preprocess)
-    filling = _occluder.Filling(fill, model, source, preprocess, seed)
+    filling = Filling(fill, model, source, preprocess, seed)
     results = []
     for i in range(len(source)):
         taken = source.take([i])
@@ -128,32 +130,22 @@ def _open(model: nn.Module, image: Any, preprocess: Any) -> tuple[ImageSet, bool
     return source, file or isinstance(image, Image.Image) or (isinstance(image, Tensor) and len(image) == 1)
 
 
-def _place(masks: Any, image: Tensor, size: Any, stride: Any, edge: str) -> _occluder.Occluder:
+def _place(masks: Any, image: Tensor, size: Any, stride: Any, edge: str) -> Occluder:
     height, width = image.shape[2:]
     if masks is None:
-        return _occluder.grid((height, width), size, stride, edge)
+        return grid((height, width), size, stride, edge)
     if size is not None or stride is not None:
         raise OptionError("masks take the place of the window: leave size= and stride= out.")
-    return _occluder.of_masks(masks, (height, width))
+    return of_masks(masks, (height, width))
 
 
-def _class_names(
-    model: nn.Module, preprocess: Any, given: Sequence[str] | None, classes: int
-) -> tuple[str, ...] | None:
-    if given is not None and len(given) != classes:
-        raise OptionError(f"class_names holds {len(given)} names, the model has {classes} classes. Give one for each.")
-    card = getattr(unwrapped(model), "card", None)
-    found = given or getattr(card, "classes", None) or (getattr(preprocess, "meta", None) or {}).get("categories")
-    return tuple(map(str, found)) if found and len(found) == classes else None
-
-
-def _stored(tensor: Tensor) -> Tensor:
+def _on_cpu(tensor: Tensor) -> Tensor:
     """Return a tensor for a result: on the CPU, float32 or float64."""
     tensor = tensor.detach().cpu()
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _made(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
+def _output_of(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
     """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
     if tape.output is None:
         raise ModelError("the model's output is not a tensor, expected (N, classes). Wrap it to return the scores.")
@@ -166,8 +158,8 @@ class _Task:
 
     model: nn.Module
     taken: Tensor
-    occluder: _occluder.Occluder
-    filling: _occluder.Filling
+    occluder: Occluder
+    filling: Filling
     targets: Targets
     settings: Settings
     names: Sequence[str] | None
@@ -183,11 +175,11 @@ class _Task:
             # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
             tape = record_fast(network, image, keep=None, saver=rules.Saving())
             layer = self._layer(tape)
-            output, response = _made(tape, layer)
+            output, response = _output_of(tape, layer)
             meter = exact = self._meter(output, response, layer)
             if self.settings.dtype is not None:
                 meter = self._meter(*Pass(network, tape, layer, self.settings.dtype)(tape.kept[0]), layer)
-            names = _class_names(self.model, self.preprocess, self.names, meter.classes)
+            names = class_names(self.model, self.preprocess, self.names, meter.classes)
             shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
             scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
             try:
@@ -200,7 +192,7 @@ class _Task:
                 maps, measured = scan.run(meter, title)
             deviation = scan.deviation(maps, measured, exact)
         facts = {"fill_name": fill_name, "method": method, "deviation": deviation, "class_names": names}
-        return self._result(meter, layer, maps, fill=_stored(fill), measured=measured, **facts, **shown)
+        return self._result(meter, layer, maps, fill=_on_cpu(fill), measured=measured, **facts, **shown)
 
     def _layer(self, tape: Tape) -> Layer | None:
         """Return the layer asked for, or the deepest numbered one that comes before the output."""
@@ -224,7 +216,7 @@ class _Task:
         how = {"layer": layer.name, "preprocess": self.preprocess}
         shown: dict[str, Any] = {}
         with contextlib.suppress(UnsupportedOp):  # the maps do not need it
-            shown["projection"] = _stored(carried(tape, layer, unit)[0])
+            shown["projection"] = _on_cpu(carried(tape, layer, unit)[0])
         if self.others is not None:
             found = project(self.model, self.others, units=[unit], top=TOP, progress=self.settings.progress, **how)
             shown |= {"other_patches": found.patches[0], "other_projections": found.projections[0]}
@@ -238,7 +230,7 @@ class _Task:
             maps |= {name: maps[name][0] for name in ("probability", "logit")}
         occluder, known = self.occluder, self.filling.source.preprocess
         return Occlusion(
-            image=_stored(self.taken[0]).clone(),
+            image=_on_cpu(self.taken[0]).clone(),
             rows=occluder.rows,
             cols=occluder.cols,
             size=occluder.size,

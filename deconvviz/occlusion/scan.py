@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import OptionError
 from ..model.survey import Layer
 from ..tape.record import Tape
-from . import brute_force as _full
+from . import brute_force, incremental
 from . import refine as _refine
 from .meter import Meter
 from .occluder import Occluder
@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Scan:
-    """Everything that is fixed while one image is scanned; runs inside `_state.untouched`."""
+    """Everything that is fixed while one image is scanned; runs inside `untouched`."""
 
     network: nn.Module
     tape: Tape  # of the unoccluded image's pass, with all tensors
@@ -77,7 +77,7 @@ class Scan:
         with tqdm(total=rows * cols, desc=title, unit=" positions", disable=not self.settings.progress) as bar:
             if self.settings.refine is None:
                 self._measure(meter, None, bar)
-                maps = {name: value.unflatten(-1, (rows, cols)) for name, value in meter.maps().items()}
+                maps = {name: value.unflatten(-1, (rows, cols)) for name, value in meter.measured().items()}
                 return maps, torch.ones(rows, cols, dtype=torch.bool)
             return self._refined(meter, self.settings.refine, bar)
 
@@ -92,19 +92,17 @@ class Scan:
 
         self._go(self.settings.path(self.occluder), which, receive, self.settings.dtype)
 
-    def _go(self, path: str, which: Tensor | None, receive: _full.Receive, dtype: torch.dtype | None) -> None:
+    def _go(self, path: str, which: Tensor | None, receive: brute_force.Receive, dtype: torch.dtype | None) -> None:
         occluder, every = self.occluder, slice(None) if which is None else which
         places: Tensor | None = occluder.boxes
-        scan: Callable[..., None] = _full.scan
+        run: Callable[..., None] = brute_force.run_boxes
         if places is None:
             assert occluder.masks is not None
-            places, scan = occluder.masks, _full.scan_masks
+            places, run = occluder.masks, brute_force.run_masks
         elif path == "incremental":
-            from . import incremental as _incremental
-
-            scan = _incremental.scan
+            run = incremental.run_boxes
         memory = self.settings.budget(self.fill.device)
-        scan(self.network, self.tape, self.fill, places[every], self.layer, receive, memory=memory, dtype=dtype)
+        run(self.network, self.tape, self.fill, places[every], self.layer, receive, memory=memory, dtype=dtype)
 
     def _refined(self, meter: Meter, step: int, bar: Any) -> tuple[dict[str, Tensor], Tensor]:
         shape = self.occluder.shape
@@ -112,14 +110,14 @@ class Scan:
         measured = torch.zeros(shape, dtype=torch.bool)
         measured[rows[:, None], cols] = True
         self._measure(meter, measured.flatten().nonzero().flatten(), bar)
-        coarse = {n: value.unflatten(-1, shape)[..., rows[:, None], cols] for n, value in meter.maps().items()}
+        coarse = {n: value.unflatten(-1, shape)[..., rows[:, None], cols] for n, value in meter.measured().items()}
         finer = _refine.changing(coarse, meter.unoccluded, rows, cols) & ~measured
         if finer.any():
             self._measure(meter, finer.flatten().nonzero().flatten(), bar)
         measured |= finer
         places = self.occluder.rows, self.occluder.cols
         maps = {}
-        for name, value in meter.maps().items():
+        for name, value in meter.measured().items():
             between = _refine.spread(coarse[name], name, rows, cols, places)
             maps[name] = torch.where(measured, value.unflatten(-1, shape), between)
         return maps, measured
@@ -135,7 +133,7 @@ class Scan:
         sample = known[torch.linspace(0, len(known) - 1, min(SAMPLE, len(known))).long()]
         meter.open(len(sample), self.fill.device)
         self._go("full", sample, meter.receive, None)
-        exact = meter.maps()
+        exact = meter.measured()
         return {
             name: float((exact[name] - maps[name].flatten(-2)[..., sample]).abs().nan_to_num().max())
             for name in exact

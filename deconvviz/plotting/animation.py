@@ -15,7 +15,7 @@ from ..errors import OptionError
 from ..occlusion import cells as _cells
 from ..occlusion.result import Occlusion
 from ..results import store as _store
-from .occlusion import EMPTY, MAPS
+from .occlusion import EMPTY, MAPS, range_of
 
 SIDE, GAP, STRIP = 240, 12, 30  # pixels
 MOST = 300  # frames; more would make a file of many megabytes
@@ -79,7 +79,7 @@ def _map(result: Occlusion, position: int) -> np.ndarray:
     _, values, usual = _cells.score(result)
     if result.masks is not None:
         part = replace(result, masks=result.masks[: position + 1])
-        array = _cells.painted(part, values[: position + 1])
+        array = _cells.over_image(part, values[: position + 1])
     else:
         seen = values.double().clone()
         seen.view(-1)[position + 1 :] = torch.nan
@@ -88,12 +88,12 @@ def _map(result: Occlusion, position: int) -> np.ndarray:
         rows, cols = (_cell_of_each_line(*place) for place in places)
         array = np.pad(seen.numpy(), (0, 1), constant_values=np.nan)[np.ix_(rows, cols)]
     colours = matplotlib.colormaps[MAPS].with_extremes(bad=EMPTY)
-    return colours(_cells.range_of(values, usual)(np.ma.masked_invalid(array)))[..., :3]
+    return colours(range_of(values, usual)(np.ma.masked_invalid(array)))[..., :3]
 
 
 def _cell_of_each_line(first: torch.Tensor, window: int, length: int) -> np.ndarray:
     """Return which of n cells each of `length` lines of pixels is in, n for those in none."""
-    edges = _cells.cells(first, window, length)
+    edges = _cells.cell_edges(first, window, length)
     cell = np.digitize(np.arange(length) + 0.5, edges) - 1
     return np.where((cell >= 0) & (cell < len(first)), cell, len(first))
 

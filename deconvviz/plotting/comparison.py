@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..comparison.attributions import METHODS
-from ..comparison.randomize import strength
+from ..comparison.result import TITLES
+from ..comparison.similarity import strength
 from . import projections as plot
 from .studies import short
 
@@ -23,7 +23,7 @@ _SIDE, _GAP = 1.3, 0.09  # inches: the longer side of a tile, between tiles
 
 def title_of(method: str) -> str:
     """Return a method's name as it is written, an own one's as it was given."""
-    return METHODS[method][0] if method in METHODS else method
+    return TITLES.get(method, method)
 
 
 def signed(full: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ..occlusion.cells import cells, covered, label_index, painted, pixels, range_of, score, short
+from ..occlusion.cells import cell_edges, covered, label_index, over_image, pixels, score, short
 from ..occlusion.result import Occlusion
 from . import projections as plot
 
@@ -129,14 +129,16 @@ class _Page:
         height, width = self.result.image_size
         axes.imshow(array, extent=(0, width, height, 0), interpolation="antialiased", vmin=0, vmax=1)
 
-    def cells(self, axes: Axes, values: Tensor, norm: Normalize, cmap: str | ListedColormap = MAPS) -> ScalarMappable:
+    def mesh(self, axes: Axes, values: Tensor, norm: Normalize, cmap: str | ListedColormap = MAPS) -> ScalarMappable:
         """Draw one cell per position, or the masks with their values."""
         result = self.result
         height, width = result.image_size
         if result.size is None:
-            array = painted(result, values)
+            array = over_image(result, values)
             return axes.imshow(array, cmap, norm, extent=(0, width, height, 0), interpolation="nearest")
-        x, y = (cells(*z) for z in zip((result.cols, result.rows), result.size[::-1], (width, height), strict=True))
+        x, y = (
+            cell_edges(*z) for z in zip((result.cols, result.rows), result.size[::-1], (width, height), strict=True)
+        )
         mesh = axes.pcolormesh(x, y, values.numpy(), cmap=cmap, norm=norm)
         axes.set(xlim=(0, width), ylim=(height, 0))
         return mesh
@@ -181,7 +183,7 @@ class _Page:
         where = result.layer if result.number is None else f"layer {result.number}"
         axes = self.panel(column, f"{short(str(where))}, unit {result.unit}")
         usual = float(result.unoccluded["activation"])
-        mesh = self.cells(axes, result.activation, range_of(result.activation, usual))
+        mesh = self.mesh(axes, result.activation, range_of(result.activation, usual))
         self.bar(column, mesh, "summed activation", usual)
 
     def projection(self, column: int) -> None:
@@ -208,7 +210,7 @@ class _Page:
         unit, values, usual = score(self.result)
         name = short(self.result.name_of(self.result.target))  # type: ignore[arg-type]
         axes = self.panel(column, f"p({name})" if unit == "probability" else name)
-        self.bar(column, self.cells(axes, values, range_of(values, usual)), unit, usual)
+        self.bar(column, self.mesh(axes, values, range_of(values, usual)), unit, usual)
 
     def labels(self, column: int) -> None:
         axes = self.panel(column, "most probable class")
@@ -222,12 +224,18 @@ class _Page:
             height, width = self.result.image_size
             axes.imshow(flat, cmap, norm, extent=(0, width, height, 0), interpolation="nearest")
         else:
-            self.cells(axes, torch.from_numpy(index), norm, cmap)
+            self.mesh(axes, torch.from_numpy(index), norm, cmap)
         below = self.axes(column, (0, 0.02, SIDE, FLOOR - 0.1))
         below.set_axis_off()
         below.legend(handles=[Patch(color=colour, label=text) for text, colour in legend], loc="upper left",
                      fontsize=7.5 * self.scale, frameon=False, borderaxespad=0, borderpad=0, handlelength=1,
                      handleheight=0.9, labelspacing=0.28, labelcolor="0.2")  # fmt: skip
+
+
+def range_of(values: Tensor, usual: float) -> Normalize:
+    """Return the scale of a map's colours: its least to its largest value, the unoccluded one among them."""
+    low, high = min(float(values.min()), usual), max(float(values.max()), usual)
+    return Normalize(low, high if high > low else low + 1e-6)
 
 
 def _quiet(bar: object, scale: float) -> None:

@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from deconvviz.cli import main as cli
-from deconvviz.comparison import randomize as check
-from deconvviz.comparison.compare import MethodComparison, compare_methods
+from deconvviz.comparison import randomize, similarity
+from deconvviz.comparison.compare import compare_methods
+from deconvviz.comparison.result import MethodComparison
 from deconvviz.errors import ImageError, LayerError, ModelError, OptionError, UnitError, UnsupportedOp
 from deconvviz.images.preprocess import Preprocess
 
@@ -257,17 +258,19 @@ def test_a_stage_of_several_layers_is_named_by_the_lowest():
     [(3, 8, [1, 2, 3]), (10, 1, [10]), (10, 2, [1, 10]), (10, 4, [1, 4, 7, 10]), (0, 3, [])],
 )
 def test_stages_are_spread_and_end_with_all(count, most, expected):
-    assert check.stages_of(count, most) == expected
+    assert randomize.stages_of(count, most) == expected
 
 
 def test_rank_correlation_is_scipys_and_blank_maps_count_as_unrelated():
     a = torch.tensor([[0.0, 0.0, 1.0], [2.0, 2.0, 5.0]])
     b = torch.tensor([[1.0, 0.0, 0.0], [7.0, 3.0, 3.0]])
     ranks = [np.array([1.5, 1.5, 3, 4.5, 4.5, 6]), np.array([3, 1.5, 1.5, 6, 4.5, 4.5])]
-    assert check.rank_correlation(a, b) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert check.rank_correlation(a, 2 * a) == pytest.approx(1) and check.rank_correlation(a, -a) == pytest.approx(-1)
-    assert check.rank_correlation(a, torch.zeros(2, 3)) == 0 and check.rank_correlation(a * 0, a * 0) == 1
-    assert np.isnan(check.ssim(a, b)) and check.ssim(torch.eye(9), 3 * torch.eye(9)) == pytest.approx(1)
+    assert similarity.rank_correlation(a, b) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert similarity.rank_correlation(a, 2 * a) == pytest.approx(1) and similarity.rank_correlation(
+        a, -a
+    ) == pytest.approx(-1)
+    assert similarity.rank_correlation(a, torch.zeros(2, 3)) == 0 and similarity.rank_correlation(a * 0, a * 0) == 1
+    assert np.isnan(similarity.ssim(a, b)) and similarity.ssim(torch.eye(9), 3 * torch.eye(9)) == pytest.approx(1)
 
 
 def test_the_seed_decides_the_draws_and_draws_differ():
@@ -277,7 +280,7 @@ def test_the_seed_decides_the_draws_and_draws_differ():
     assert not torch.equal(a.rank_correlation, c.rank_correlation)
     assert not torch.equal(a.rank_correlation[..., 0], a.rank_correlation[..., 1])
     assert a.randomized[0].shape == (2, 3, 12, 10)
-    expected = check.rank_correlation(check.strength(a.maps[0]), check.strength(a.randomized[0][1]))
+    expected = similarity.rank_correlation(similarity.strength(a.maps[0]), similarity.strength(a.randomized[0][1]))
     assert float(a.rank_correlation[0, 1, 0]) == expected
 
 

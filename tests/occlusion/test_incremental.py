@@ -44,7 +44,7 @@ def scanned(network, image, fill, boxes, layer=None, **options):
     with untouched(network) as inner:
         found_layer = None if layer is None else resolve(inner, layer, image)
         tape = record(inner, image.contiguous(memory_format=torch.channels_last), keep=None)
-        _incremental.scan(inner, tape, fill, boxes, found_layer, receive, memory=1 << 28, **options)
+        _incremental.run_boxes(inner, tape, fill, boxes, found_layer, receive, memory=1 << 28, **options)
     return found["output"], found.get("response")
 
 

@@ -12,6 +12,7 @@ from deconvviz.errors import ImageError, OptionError
 from deconvviz.images.opening import open_images
 from deconvviz.images.preprocess import Preprocess
 from deconvviz.occlusion import occluder as _occluder
+from deconvviz.occlusion.fill import Filling
 
 MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.1)
 NET = nn.Conv2d(3, 2, 3)
@@ -20,7 +21,7 @@ KNOWN = Preprocess((12, 10), None, MEAN, STD)
 
 def filled(fill, images, preprocess=None, size=(4, 4), seed=0):
     source = open_images(NET, images, preprocess)
-    filling = _occluder.Filling(fill, NET, source, preprocess, seed)
+    filling = Filling(fill, NET, source, preprocess, seed)
     return filling.on(source.take([0])[0], size)
 
 

@@ -101,9 +101,14 @@ def test_the_occluder_is_shown_where_the_probability_is_lowest(net, image):
 
 
 def test_cells_lie_around_the_centres_of_what_is_covered():
-    assert _cells.cells(torch.tensor([0, 4, 8]), 4, 12).tolist() == [0, 4, 8, 12]
-    assert _cells.cells(torch.tensor([0, 4, 8]), 4, 10).tolist() == [0, 4, 7.5, 10.5]  # the last is cut to 2 pixels
-    assert _cells.cells(torch.tensor([0]), 9, 9).tolist() == [0, 9]
+    assert _cells.cell_edges(torch.tensor([0, 4, 8]), 4, 12).tolist() == [0, 4, 8, 12]
+    assert _cells.cell_edges(torch.tensor([0, 4, 8]), 4, 10).tolist() == [
+        0,
+        4,
+        7.5,
+        10.5,
+    ]  # the last is cut to 2 pixels
+    assert _cells.cell_edges(torch.tensor([0]), 9, 9).tolist() == [0, 9]
 
 
 def test_the_legend_stays_short_and_adds_up(net, image):
@@ -133,7 +138,7 @@ def test_masks_are_painted_with_their_values(net, image):
     masks[1, 5:15, 3:9] = True
     masks[1, 14, 8] = False
     result = scan(net, image, masks=masks)
-    array = _cells.painted(result, torch.tensor([[1.0], [3.0]]))
+    array = _cells.over_image(result, torch.tensor([[1.0], [3.0]]))
     assert array[0, 0] == 1 and array[12, 4] == 3 and array[7, 5] == 2 and np.isnan(array[20, 10])
     figure = result.plot()
     assert "2 masks" in texts(figure) and rendered(figure).std() > 10
