@@ -13,15 +13,15 @@ import argparse
 import os
 import random
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parent.parent
 TABLE = Path(__file__).with_suffix(".md")
@@ -66,9 +66,9 @@ def environment(name: str, work: Path) -> str:
     folder = work / name
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     wanted = list(lowest()) if name == "lowest" else []
-    install = [folder / "bin" / "python", "-m", "pip", "install", "-q", *wanted, "-e", f"{ROOT}[test]"]
-    subprocess.run(install, check=True)
-    return str(folder / "bin" / "python")
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", *wanted, "-e", f"{ROOT}[test]"], check=True)
+    return python
 
 
 def run(name: str, work: Path, workers: int) -> tuple[str, bool]:
@@ -89,8 +89,9 @@ def run(name: str, work: Path, workers: int) -> tuple[str, bool]:
     told = ", ".join(counts) or "no result"
     spelled = " ".join(f"`{key}={value}`" for key, value in variables.items()) or "–"
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    row = f"| {name} | {change} | {spelled} | {', '.join(versions.split())} | {told} in {minutes}:{seconds:02} | {date.today()} |"
-    return row, done.returncode == 0
+    told = f"{told} in {minutes}:{seconds:02}"
+    cells = [name, change, spelled, ", ".join(versions.split()), told, str(date.today())]
+    return f"| {' | '.join(cells)} |", done.returncode == 0
 
 
 def main() -> int:

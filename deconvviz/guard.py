@@ -8,12 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from .devices import exact_float32
 from .errors import ModelError
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """Run `model` in eval mode without gradients; afterwards every mode, buffer and random state is as before.
+    """Run `model` in eval mode, in exact float32, without gradients; afterwards all is as before.
+
+    That is every mode, buffer and random state, and torch's switches for lower precision.
 
     Yields the network itself: the module inside a `DataParallel` wrapper, whose replicas run in threads where
     nothing can be seen. Hooks are the caller's to close. A `forward` that writes to its own buffers is undone.
@@ -22,7 +25,8 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     # Inference mode would leave tensors without the version counters that show changes in place.
-    with torch.inference_mode(False), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with torch.inference_mode(False), forked, exact_float32():
         buffers = _buffers(network)
         try:
             # train(False) may be overridden; the flag alone is what `eval` promises.
@@ -58,10 +62,13 @@ def _undo(saved: _Buffers) -> None:
         # A forward may also put another tensor in a buffer's place: self.calls = self.calls + 1.
         if any(module._buffers.get(name) is not (entry and entry[0]) for name, entry in buffers.items()):
             module._buffers.update({name: entry and entry[0] for name, entry in buffers.items()})
-        for buffer, version, copy in filter(None, buffers.values()):
-            # A batch norm in training mode writes its statistics without counting it as a change.
-            if _version(buffer) != version or not torch.equal(buffer, copy):
-                buffer.copy_(copy)
+    kept = [entry for _, buffers in saved for entry in buffers.values() if entry]
+    # A batch norm in training mode writes its statistics without counting it as a change.
+    same = [_version(buffer) == version and buffer.shape == copy.shape for buffer, version, copy in kept]
+    told = iter(_told([(buffer == copy).all() for (buffer, _, copy), s in zip(kept, same, strict=True) if s]))
+    for (buffer, _, copy), s in zip(kept, same, strict=True):
+        if not (s and next(told)):
+            buffer.copy_(copy)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -94,12 +101,23 @@ def _opaque(module: nn.Module) -> str | None:
 
 def check_weights(model: nn.Module) -> None:
     """Refuse a model that has a NaN or an infinity among its parameters or buffers."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not tensor.is_floating_point() or not tensor.numel():
-            continue
-        low, high = tensor.detach().aminmax()  # one pass without temporaries; NaN comes through
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+    tensors = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
+    tensors = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    # One pass over each without temporaries; NaN comes through. The device is waited for once.
+    for name, finite in zip(tensors, _told([_finite(t) for t in tensors.values()]), strict=True):
+        if not finite:
             raise ModelError(f"the weights are not finite: {name!r} holds NaN or infinity. Load sound weights.")
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return torch.stack(tensor.aminmax()).isfinite().all()
+
+
+def _told(answers: list[Tensor]) -> list[bool]:
+    """Bring answers of one number each to the host, with one wait for each device."""
+    devices = {answer.device for answer in answers}
+    told = {d: iter(torch.stack([a for a in answers if a.device == d]).tolist()) for d in devices}
+    return [next(told[answer.device]) for answer in answers]
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -11,6 +11,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..errors import LayerError
 from ..tape.receptive_field import Reach
 
@@ -46,8 +47,8 @@ class Layer:
     def spread(self, amounts: Tensor, units: Tensor, positions: Tensor, shape: torch.Size) -> Tensor:
         """Return tensors like the recorded one, zero but for one unit at one position each."""
         full = amounts.new_zeros(len(amounts), *shape[1:])
-        item = torch.arange(len(amounts))
-        self.maps(full)[item, units, positions[:, 0], positions[:, 1]] = amounts
+        index = torch.stack([torch.arange(len(amounts)), units, positions[:, 0], positions[:, 1]])
+        self.maps(full)[tuple(sent(index, full.device))] = amounts
         return full
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..model.survey import Layer, held
 from ..rules import table as rules
 from ..rules.signals import Grid, Items, Signal
@@ -38,9 +38,9 @@ def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rule: str = "de
 def begin(tape: Tape, layer: Layer, amounts: Tensor, units: Tensor, positions: Tensor) -> Signal:
     """Return the signal at the layer: amounts (B,) of units (B,) at positions (B, 2), all else zero."""
     response = held(tape, layer)
-    amounts = amounts.to(response)
+    amounts = amounts.to(response.device, response.dtype, non_blocking=response.device.type == "cuda")
     if layer.reach.dims != (2, 3) or response.dim() != 4:
         return Signal(layer.spread(amounts, units, positions, response.shape))
-    data = amounts.new_zeros(len(units), layer.units)
-    data[torch.arange(len(units)), units] = amounts
-    return Signal(data[:, :, None, None], Grid((1, 1), (0, 0)), units.to(data.device))
+    units = sent(units, response.device)
+    data = amounts.new_zeros(len(units), layer.units).scatter_(1, units[:, None], amounts[:, None])
+    return Signal(data[:, :, None, None], Grid((1, 1), (0, 0)), units)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import of_the_device, sent
 from ..errors import UnsupportedOp
 from ..tape.operations import Op
 from .signals import Signal
@@ -24,9 +25,9 @@ def pullback(op: Op, signals: Signals, walk: Walk) -> Signals:
     try:
         _check_separate(op, signals, walk)
         parts = [_pull(op, signals, walk, slice(i, i + n)) for i in range(0, count, n)]
-    except (torch.OutOfMemoryError, UnsupportedOp):
-        raise
     except (RuntimeError, ValueError) as error:
+        if isinstance(error, UnsupportedOp) or of_the_device(error):
+            raise
         raise UnsupportedOp(f"{op.where} has no vector-Jacobian product here: {error}") from error
     return [None if g[0] is None else Signal(torch.cat(g)[:count]) for g in zip(*parts, strict=True)]
 
@@ -44,7 +45,7 @@ def _pull(op: Op, signals: Signals, walk: Walk, part: slice) -> list[Tensor | No
 
 def _inputs(op: Op, example: Tensor, walk: Walk, which: Tensor) -> list[Tensor]:
     if "at" in op.saved:
-        return [x[which.to(x.device)] for x in op.saved["at"]]
+        return [x[sent(which, x.device)] for x in op.saved["at"]]
     return [example.new_zeros(walk.tape.shapes[v]) for v in op.inputs]
 
 

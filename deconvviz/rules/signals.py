@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import sent
+
 
 def crop(maps: Tensor, which: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
     """Cut B windows out of maps (N, C, H, W); what lies outside a map repeats its border, see `clear`.
@@ -15,11 +17,13 @@ def crop(maps: Tensor, which: Tensor, top: Tensor, left: Tensor, height: int, wi
     `which`, `top`, `left` are (B,) integers on the CPU: map number and upper left corner. Returns
     (B, C, height, width) in channels_last memory, where a window's rows are contiguous runs.
     """
-    rows = (top[:, None] + torch.arange(height)).clamp_(0, maps.shape[2] - 1)
-    cols = (left[:, None] + torch.arange(width)).clamp_(0, maps.shape[3] - 1)
+    # The index is built where the maps are: a few numbers per window travel, not one per pixel.
+    which, top, left = sent(torch.stack([which, top, left]), maps.device).unbind()
+    rows = (top[:, None] + torch.arange(height, device=maps.device)).clamp_(0, maps.shape[2] - 1)
+    cols = (left[:, None] + torch.arange(width, device=maps.device)).clamp_(0, maps.shape[3] - 1)
     index = (which[:, None] * maps.shape[2] + rows)[:, :, None] * maps.shape[3] + cols[:, None, :]
     flat = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-    out = flat.index_select(0, index.flatten().to(maps.device))
+    out = flat.index_select(0, index.flatten())
     return out.view(len(which), height, width, maps.shape[1]).permute(0, 3, 1, 2)
 
 
@@ -27,6 +31,10 @@ def clear(windows: Tensor, top: Tensor, left: Tensor, height: int, width: int) -
     """Set to zero, in place, what windows (B, C, h, w) at `top`, `left` hold outside a map of `height` by `width`."""
     h, w = windows.shape[-2:]
     outside = (top < 0) | (left < 0) | (top + h > height) | (left + w > width)
+    if windows.device.type != "cpu" and outside.any():  # one kernel, however many windows
+        rows = _beyond(sent(top, windows.device), h, height)
+        cols = _beyond(sent(left, windows.device), w, width)
+        return windows.masked_fill_((rows[:, :, None] | cols[:, None, :])[:, None], 0)
     # Few windows reach over an edge, and then by a strip: cheaper one by one than as a mask over everything.
     for i in outside.nonzero().flatten().tolist():
         window, y, x = windows[i], int(top[i]), int(left[i])
@@ -39,6 +47,12 @@ def clear(windows: Tensor, top: Tensor, left: Tensor, height: int, width: int) -
         if x + w > width:
             window[:, :, max(0, width - x) :] = 0
     return windows
+
+
+def _beyond(start: Tensor, size: int, length: int) -> Tensor:
+    """Say which places of windows of `size` at `start` (B,) are outside a map of `length`: (B, size)."""
+    places = start[:, None] + torch.arange(size, device=start.device)
+    return (places < 0) | (places >= length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +90,8 @@ class Items:
 
     def part(self, maps: Tensor, signal: Signal) -> Tensor:
         """Cut from saved maps (N, ...) what belongs under each item of `signal`."""
-        if signal.grid is None:
-            return maps[self.images.to(maps.device)]
-        if maps.shape[-2:] == (1, 1):
-            return maps[self.images.to(maps.device)]
+        if signal.grid is None or maps.shape[-2:] == (1, 1):
+            return maps[sent(self.images, maps.device)]
         return crop(maps, self.images, *self.corners(signal.grid), *signal.data.shape[-2:])
 
     def trimmed(self, signal: Signal, shape: torch.Size, *, clean: bool = False) -> Signal:

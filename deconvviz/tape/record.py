@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..devices import of_the_device
 from ..errors import ForwardError, UnsupportedOp
 from .operations import Op as Op
 from .operations import Slot as Slot
@@ -66,7 +67,7 @@ def record(
             with recorder, _Watch(recorder):
                 result = network(source)
         except _MISFITS as error:
-            if type(error) not in _MISFITS:
+            if type(error) not in _MISFITS or of_the_device(error):
                 raise
             kind = str(images.dtype).removeprefix("torch.")
             raise ForwardError(
