@@ -19,7 +19,7 @@ import deconvviz
 
 project = "deconvviz"
 release = version = deconvviz.__version__
-copyright = "the deconvviz authors"
+copyright = "The deconvviz developers"
 language = "en"
 smartquotes_action = "D"  # dashes; "deconvnet" is something to type
 

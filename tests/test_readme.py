@@ -38,3 +38,9 @@ def test_every_public_function_is_named():
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", README))))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_citation_is_of_this_version():
+    citation = dict(re.findall(r"^([\w-]+): (.+)", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE))
+    assert citation["version"] == deconvviz.__version__
+    assert f'license = "{citation["license"]}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
