@@ -31,7 +31,8 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
         ('features.11', 256, (163, 163))
 
     The number n counts as the papers do: in a network of at most 7 convolutions the n-th convolution, its response
-    taken after its ReLU; in a deeper one the last activation at the n-th cumulative stride.
+    taken after its ReLU; in a deeper one the last activation at the n-th cumulative stride. A
+    network of the zoo may name its own: `Card.layers`.
 
     Args:
         model: The network; it is run once on a blank image and left as it was.
@@ -85,14 +86,15 @@ def held(tape: Tape, layer: Layer) -> Tensor:
 
 def survey(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     """Run the network on one image and describe each layer."""
-    return described(record(network, image, saver=rules.Saving()))
+    return described(record(network, image, saver=rules.Saving()), network)
 
 
-def described(tape: Tape) -> tuple[Layer, ...]:
-    """Describe each layer of a tape that was recorded with `rules.Saving`."""
+def described(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
+    """Describe each layer of a tape of `network` that was recorded with `rules.Saving`."""
     reaches = reach_all(tape)
     rows = []
-    numbers = _numbers(tape, reaches)
+    chosen = _chosen(tape, network)
+    numbers = {value: n for n, value in enumerate(chosen.values(), 1)} or _numbers(tape, reaches)
     names: dict[int, list[str]] = {}
     for name, value in _names(tape, numbers).items():
         names.setdefault(value, []).append(name)
@@ -107,7 +109,7 @@ def described(tape: Tape) -> tuple[Layer, ...]:
         height, width = (shape[dims[0]], shape[dims[1]]) if dims else (1, 1)
         rows.append(
             Layer(
-                min(aliases, key=len),
+                next((name for name in aliases if name in chosen), min(aliases, key=len)),
                 numbers.get(value),
                 _kind(tape, value),
                 shape[1:].numel() // (height * width),
@@ -176,6 +178,13 @@ def _field(reach: Reach) -> tuple[int, int]:
     if reach.dims is None:
         return reach.rows.widest(), reach.cols.widest()
     return reach.rows.size, reach.cols.size
+
+
+def _chosen(tape: Tape, network: nn.Module) -> dict[str, int]:
+    """Return the values of the layers that the network's card names; none where one of them did not run."""
+    paths = getattr(getattr(network, "card", None), "layers", ())
+    values = {path: tape.calls[path, 1] for path in paths if (path, 1) in tape.calls}
+    return values if len(values) == len(paths) else {}
 
 
 def _numbers(tape: Tape, reaches: dict[int, Reach]) -> dict[int, int]:

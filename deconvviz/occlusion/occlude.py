@@ -196,7 +196,7 @@ class _Task:
 
     def _layer(self, tape: Tape) -> Layer | None:
         """Return the layer asked for, or the deepest numbered one that comes before the output."""
-        rows = described(tape)
+        rows = described(tape, unwrapped(self.model))
         if self.targets.layer is not None:
             return find(rows, self.targets.layer)
         numbered = LayerTable(rows, (0, 0, 0)).numbered

@@ -36,6 +36,7 @@ class Card:
         weights_file: name of the file the weights came from, or None for random weights.
         licence: the licence of the weights.
         training: data, recipe, epochs, accuracy and command of the training run, or None for random weights.
+        layers: module paths of layers 1, 2, …, where a person would choose other ones than `deconvviz.layers` counts.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Card:
     weights_file: str | None = None
     licence: str = "not stated"
     training: Mapping[str, Any] | None = None
+    layers: tuple[str, ...] = ()
 
     def write(self, path: str | Path) -> None:
         """Write the card as JSON, all or nothing."""

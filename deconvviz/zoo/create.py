@@ -97,10 +97,10 @@ def create(
     path = None if weights is None else _bundled_path(name) if weights == "bundled" else Path(weights)
     card = entry.card if path is None else _card_of(path, entry.card)
     outputs = num_classes or (len(card.classes) if card.classes else None)
-    options = {} if entry.modern else {"dropout": dropout}
+    options = {"dropout": dropout} if entry.dropout else {}
     model = entry.build(**({"num_classes": outputs} if outputs else {}), **options)
     if path is None:
-        initialise(model, "kaiming" if entry.modern else init, entry.ones)
+        initialise(model, "kaiming" if entry.kaiming else init, entry.ones)
     else:
         _load(model, path, name)
     return _with_card(model, card)

@@ -15,17 +15,19 @@ class Entry:
     """One network; a file in `networks` lists its own in `NETWORKS`.
 
     Attributes:
-        build: `build(num_classes, dropout=...)`; either may be left out.
+        build: `build(num_classes, dropout=...)`; either may be left out, `dropout` as said below.
         card: the network's card, without weights.
         ones: modules whose bias the paper sets to 1.
-        modern: no dropout to choose, and the first weights are Kaiming's.
+        kaiming: the first weights are Kaiming's, whatever `init` says.
+        dropout: whether `build` takes it.
         pretrained: builds it with weights from a package, and their card.
     """
 
     build: Callable[..., nn.Module]
     card: Card
     ones: tuple[str, ...] = ()
-    modern: bool = False
+    kaiming: bool = False
+    dropout: bool = True
     pretrained: Callable[[], tuple[nn.Module, Card]] | None = None
 
 

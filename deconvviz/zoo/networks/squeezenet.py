@@ -1,0 +1,55 @@
+"""SqueezeNet: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB model size"."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+
+from ..card import Card
+from ..entry import Entry
+
+_PAPER = (
+    "Iandola, Han, Moskewicz, Ashraf, Dally & Keutzer, SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and "
+    "<0.5MB model size, 2016, arXiv:1602.07360"
+)
+_INPUT: dict[str, Any] = {
+    "input_size": (227, 227),
+    "mean": (123 / 255, 117 / 255, 104 / 255),
+    "std": (1 / 255,) * 3,  # the authors only subtract the mean, on the scale of 0–255
+}
+_SIZE = "Input of 227 pixels: the paper's 224 does not give its first map of 111."
+_NO_PADDING = "conv10 pads nothing, as in the paper's table; the authors' file of 1.0 pads by 1."
+_SMALLER = (
+    "Version 1.1 of the authors' release: a first layer of 64 filters 3×3 instead of 96 of 7×7, and pools earlier, "
+    "after conv1, fire3 and fire5; the same accuracy for 2.4 times less work."
+)
+
+
+def build(version: str, num_classes: int = 1000, *, dropout: float = 0.5) -> nn.Module:
+    """Build torchvision's SqueezeNet, which is the paper's: (N, 3, 227, 227) to (N, num_classes)."""
+    from torchvision.models.squeezenet import SqueezeNet  # the import takes seconds, and most never build one
+
+    return SqueezeNet(version, num_classes, dropout)
+
+
+# Layers 1–5: the response of conv1, then fire3, fire5, fire7 and fire9, each the second module of one width.
+_CARD10 = Card(
+    "squeezenet-1.0",
+    _PAPER,
+    (_SIZE, _NO_PADDING),
+    layers=("features.1", "features.4", "features.7", "features.9", "features.12"),
+    **_INPUT,
+)
+_CARD11 = Card(
+    "squeezenet-1.1",
+    _PAPER,
+    (_SMALLER, "Input of 227 pixels, as its authors trained it."),
+    layers=("features.1", "features.4", "features.7", "features.10", "features.12"),
+    **_INPUT,
+)
+NETWORKS = (
+    Entry(functools.partial(build, "1_0"), _CARD10, kaiming=True),
+    Entry(functools.partial(build, "1_1"), _CARD11, kaiming=True),
+)
