@@ -29,7 +29,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {name: torch.empty(0, dtype=dtype).numpy().dtype for dtype, name in _NAMES.items()}
+_DTYPES = {name: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype, name in _NAMES.items()}
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class Card:
         classes: the classes' names in the order of the outputs, or None where no weights give them.
         weights_file: name of the file the weights came from, or None for random weights.
         licence: the licence of the weights.
+        reported: the errors that the paper reports for this network, with their conditions; "" where it has none.
         training: data, recipe, epochs, accuracy and command of the training run, or None for random weights.
         layers: module paths of layers 1, 2, …, where a person would choose other ones than `deconvviz.layers` counts.
     """
@@ -50,6 +51,7 @@ class Card:
     classes: tuple[str, ...] | None = None
     weights_file: str | None = None
     licence: str = "not stated"
+    reported: str = ""
     training: Mapping[str, Any] | None = None
     layers: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ import importlib
 import os
 import pkgutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -61,8 +61,9 @@ def create(
     *,
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
-    dropout: float = 0.5,
+    dropout: float | None = None,
     init: str = "kaiming",
+    **options: Any,
 ) -> Network:
     """Build one of the papers' networks, in eval mode, with its card as `.card`.
 
@@ -78,16 +79,17 @@ def create(
             efficientnet-lite0's ImageNet weights (the extra `pretrained`), or the path of a safetensors file. A
             card beside the file (`<stem>.json`, else `card.json`) gives the classes.
         num_classes: number of outputs; None takes the weights' card's, else the network's usual number.
-        dropout: probability, in training mode only, in the networks that have it.
+        dropout: probability, in training mode only, in the networks that have it; None: the paper's.
         init: the random weights: "kaiming", or "paper" for N(0, 0.01²) with the paper's biases; the ResNet
             papers' own are Kaiming's.
+        options: what the network's function in `zoo.networks` takes beside: VGG `size=32, hidden=64`, …
 
     Returns:
         The module, `(N, 3, *card.input_size)` to (N, num_classes); `card` is a `Card`.
 
     Raises:
         ModelError: no network of that name, or none with such weights; a package that it needs is missing.
-        OptionError: `init` or `num_classes` has no meaning.
+        OptionError: `init` or `num_classes` has no meaning, or the network has no such option.
         StoreError: the weights' file cannot be read, or holds another network's tensors.
     """
     entry = _entry(name)
@@ -97,11 +99,15 @@ def create(
     path = None if weights is None else _bundled_path(name) if weights == "bundled" else Path(weights)
     card = entry.card if path is None else _card_of(path, entry.card)
     outputs = num_classes or (len(card.classes) if card.classes else None)
-    options = {"dropout": dropout} if entry.dropout else {}
+    if unknown := set(options) - set(entry.options):
+        have = ", ".join(entry.options) or "none"
+        raise OptionError(f"{name} has no option {', '.join(sorted(unknown))}; it has {have}.")
+    if dropout is not None and "dropout" in entry.options:
+        options["dropout"] = dropout
     model = entry.build(**({"num_classes": outputs} if outputs else {}), **options)
-    if path is None:
-        initialise(model, "kaiming" if entry.kaiming else init, entry.ones)
-    else:
+    if path is None and entry.first != "own":
+        initialise(model, init if entry.first == "chosen" else "kaiming", entry.ones)
+    if path is not None:
         _load(model, path, name)
     return _with_card(model, card)
 

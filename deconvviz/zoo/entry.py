@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -15,20 +16,23 @@ class Entry:
     """One network; a file in `networks` lists its own in `NETWORKS`.
 
     Attributes:
-        build: `build(num_classes, dropout=...)`; either may be left out, `dropout` as said below.
+        build: `build(num_classes, …)`; its further arguments are what `create` takes as options.
         card: the network's card, without weights.
         ones: modules whose bias the paper sets to 1.
-        kaiming: the first weights are Kaiming's, whatever `init` says.
-        dropout: whether `build` takes it.
+        first: the first weights: "chosen" by `create`'s `init`, always "kaiming", or the network's "own".
         pretrained: builds it with weights from a package, and their card.
     """
 
     build: Callable[..., nn.Module]
     card: Card
     ones: tuple[str, ...] = ()
-    kaiming: bool = False
-    dropout: bool = True
+    first: str = "chosen"
     pretrained: Callable[[], tuple[nn.Module, Card]] | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The arguments of `build` beside the number of classes."""
+        return tuple(name for name in inspect.signature(self.build).parameters if name != "num_classes")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,4 +63,4 @@ def _package(name: str) -> Any:
         raise ModelError(text) from error
 
 
-NETWORKS = (Entry(build, _CARD, kaiming=True, dropout=False, pretrained=pretrained),)
+NETWORKS = (Entry(build, _CARD, first="kaiming", pretrained=pretrained),)

@@ -159,7 +159,7 @@ def _stage(family: str, blocks: int, inputs: int, outputs: int) -> nn.Sequential
 
 
 def _entry(name: str) -> Entry:
-    return Entry(functools.partial(build, name), card(name), kaiming=True, dropout=False)
+    return Entry(functools.partial(build, name), card(name), first="kaiming")
 
 
 FAMILIES = (Family(matches, _entry, COMMON),)

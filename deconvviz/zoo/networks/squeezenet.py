@@ -50,6 +50,6 @@ _CARD11 = Card(
     **_INPUT,
 )
 NETWORKS = (
-    Entry(functools.partial(build, "1_0"), _CARD10, kaiming=True),
-    Entry(functools.partial(build, "1_1"), _CARD11, kaiming=True),
+    Entry(functools.partial(build, "1_0"), _CARD10, first="kaiming"),
+    Entry(functools.partial(build, "1_1"), _CARD11, first="kaiming"),
 )
