@@ -1,0 +1,222 @@
+"""The papers' networks have the papers' parameters and maps; each is audited, projected, occluded and trained a step."""
+
+import pytest
+import torch
+from torch import nn
+
+import deconvviz
+from deconvviz import zoo
+from deconvviz.errors import OptionError
+
+# The papers' figures, biases included.
+PARAMETERS = {
+    "alexnet": 60_965_224,
+    "googlenet": 13_378_280,
+    "imagenet-plain-34": 21_623_848,
+    "imagenet-resnet-101": 44_549_160,
+    "imagenet-resnet-152": 60_192_808,
+    "imagenet-resnet-50": 25_557_032,
+    "overfeat-accurate": 144_656_488,
+    "overfeat-fast": 145_920_872,
+    "resnet-110": 1_727_962,
+    "squeezenet-1.0": 1_248_424,
+    "vgg-a": 132_863_336,
+    "vgg-a-lrn": 132_863_336,
+    "vgg-b": 133_047_848,
+    "vgg-c": 133_638_952,
+    "vgg-d": 138_357_544,
+    "vgg-e": 143_667_240,
+    "zfnet": 62_357_608,
+    "zfnet-wide": 107_627_624,
+}
+# (options, side of the input): the same layers, small enough to run here.
+SMALL = {
+    "alexnet": ({"hidden": 16}, 227),
+    "googlenet": ({}, 224),
+    "imagenet-plain-18": ({}, 64),
+    "imagenet-plain-34": ({}, 64),
+    "imagenet-resnet-101": ({}, 64),
+    "imagenet-resnet-152": ({}, 64),
+    "imagenet-resnet-18": ({}, 64),
+    "imagenet-resnet-34": ({}, 64),
+    "imagenet-resnet-50": ({}, 64),
+    "nin": ({}, 67),
+    "nin-cifar": ({}, 32),
+    "overfeat-accurate": ({"hidden": (16, 16)}, 221),
+    "overfeat-fast": ({"hidden": (16, 16)}, 231),
+    "squeezenet-1.0": ({"bypass": True}, 64),
+    "squeezenet-1.1": ({}, 64),
+    "vgg-a": ({"size": 32, "hidden": 16}, 32),
+    "vgg-a-lrn": ({"size": 32, "hidden": 16}, 32),
+    "vgg-b": ({"size": 32, "hidden": 16}, 32),
+    "vgg-c": ({"size": 32, "hidden": 16}, 32),
+    "vgg-d": ({"size": 32, "hidden": 16}, 32),
+    "vgg-e": ({"size": 32, "hidden": 16}, 32),
+    "zfnet": ({"hidden": 16}, 224),
+    "zfnet-wide": ({"hidden": 16}, 224),
+}
+
+
+def on_meta(name, **options):
+    """The network without numbers: nothing is allocated, nothing computed."""
+    with torch.device("meta"):
+        return zoo.create(name, **options)
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def shapes(model, kinds=("Conv2d", "TableConvolution", "MaxPool2d", "Average")):
+    """The shape of what each such module returns, in order, for one blank image."""
+    seen = []
+    for module in model.modules():
+        if type(module).__name__ in kinds:
+            module.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[1:])))
+    channels = len(model.card.mean)
+    model(torch.zeros(1, channels, *model.card.input_size, device="meta"))
+    return seen
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_papers(name):
+    assert parameters(on_meta(name)) == PARAMETERS[name]
+
+
+def test_googlenet_without_its_heads_has_the_parameters_that_are_used():
+    assert parameters(on_meta("googlenet", heads=False)) == 6_998_552
+    assert parameters(on_meta("googlenet").inception3a) == 163_328 + 368  # its weights, and a bias per map
+
+
+def test_googlenet_has_the_maps_of_table_1():
+    model = on_meta("googlenet")
+    seen = shapes(model, ("MaxPool2d",))
+    assert [s for s in seen if s[1] in (56, 28, 14, 7)][:2] == [(64, 56, 56), (192, 28, 28)]
+    modules = [getattr(model, f"inception{n}") for n in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")]
+    outputs = []
+    for module in modules:
+        module.register_forward_hook(lambda _m, _i, out: outputs.append(tuple(out.shape[1:])))
+    model(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert outputs == [
+        *((256, 28, 28), (480, 28, 28), (512, 14, 14), (512, 14, 14), (512, 14, 14)),
+        *((528, 14, 14), (832, 14, 14), (832, 7, 7), (1024, 7, 7)),
+    ]
+
+
+def test_dropout_is_the_paper_s_unless_said():
+    model = on_meta("googlenet")
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.7, 0.7, 0.4]
+    assert [m.p for m in on_meta("vgg-a", dropout=0.1).modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
+
+
+def test_googlenet_trains_with_three_outputs_and_answers_with_one():
+    model = on_meta("googlenet", num_classes=7).train()
+    outputs = model(torch.zeros(2, 3, 224, 224, device="meta"))
+    assert [tuple(o.shape) for o in outputs] == [(2, 7)] * 3
+    assert model.eval()(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("overfeat-fast", [56, 28, 24, 12, 12, 12, 12, 6]),
+        ("overfeat-accurate", [108, 36, 30, 15, 15, 15, 15, 15, 5]),
+        ("vgg-a", [224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14, 7]),
+        ("zfnet-wide", [110, 55, 26, 13, 13, 13, 13, 6]),
+        ("nin", [54, 54, 54, 27, 27, 27, 27, 13, 13, 13, 13, 6, 6, 6, 6]),
+    ],
+)
+def test_maps_are_as_wide_as_the_papers_say(name, sides):
+    assert [shape[1] for shape in shapes(on_meta(name))] == sides
+
+
+@pytest.mark.parametrize(("name", "layers"), [("a", 11), ("a-lrn", 11), ("b", 13), ("c", 16), ("d", 16), ("e", 19)])
+def test_vgg_has_as_many_layers_as_its_column_says(name, layers):
+    model = on_meta(f"vgg-{name}")
+    assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules()) == layers
+    ones = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert len(ones) == (3 if name == "c" else 0)
+    assert sum(isinstance(m, nn.LocalResponseNorm) for m in model.modules()) == (name == "a-lrn")
+
+
+@pytest.mark.parametrize("layers", [50, 101, 152])
+def test_bottlenecks_stride_at_their_first_convolution(layers):
+    model = on_meta(f"imagenet-resnet-{layers}")
+    firsts = [model.layer2[0], model.layer3[0], model.layer4[0]]
+    assert [(b.conv1.stride, b.conv2.stride) for b in firsts] == [((2, 2), (1, 1))] * 3
+    assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules()) == layers + 4  # and four projections
+
+
+@pytest.mark.parametrize("layers", [18, 34])
+def test_a_plain_network_is_a_residual_one_without_its_shortcuts(layers):
+    plain, residual = on_meta(f"imagenet-plain-{layers}"), on_meta(f"imagenet-resnet-{layers}")
+    names = dict(residual.named_parameters())
+    assert {n: p.shape for n, p in plain.named_parameters()} == {
+        n: p.shape for n, p in names.items() if ".downsample." not in n
+    }
+
+
+def test_squeezenet_s_bypass_goes_round_every_second_fire_module():
+    x = torch.randn(1, 128, 5, 5)
+    features = zoo.create("squeezenet-1.0", bypass=True).features
+    around = [n for n, m in features.named_children() if type(m).__name__ == "Bypass"]
+    assert around == ["4", "7", "9", "12"]  # fire 3, 5, 7 and 9
+    assert torch.equal(features[4](x), features[4].fire(x) + x)
+
+
+def test_an_option_that_a_network_does_not_have_is_named():
+    with pytest.raises(OptionError, match=r"vgg-a has no option width; it has dropout, size, hidden"):
+        zoo.create("vgg-a", width=3)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_card_says_where_the_network_comes_from(name):
+    card = on_meta(name).card if name != "efficientnet-lite0" else None
+    if card is not None:
+        assert card.name == name and len(card.paper) > 40
+        assert all(text.endswith(".") for text in card.deviations)
+        assert not card.reported or "%" in card.reported
+
+
+def test_every_network_of_one_paper_is_tried_at_small_size():
+    cifar = {n for n in zoo.names() if n.split("-")[0] in ("plain", "resnet", "preresnet")}
+    others = {"efficientnet-lite0", "zfnet64", "alexnet64"}  # each has a test of its own
+    assert set(SMALL) == set(zoo.names()) - cifar - others
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def small(request):
+    options, side = SMALL[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = zoo.create(request.param, num_classes=5, **options)
+        return model, torch.randn(2, len(model.card.mean), side, side)
+
+
+def test_it_audits_clean(small):
+    model, images = small
+    assert not deconvviz.audit(model, images).unsupported
+
+
+def test_it_projects_and_occludes(small):
+    model, images = small
+    result = deconvviz.project(model, images, layer=2, units=[0], top=1, progress=False)
+    assert result.projections.abs().max() > 0
+    side = images.shape[-1]
+    found = deconvviz.occlude(model, images[:1], layer=2, size=side // 2, stride=side // 2, progress=False)
+    exact = deconvviz.occlude(
+        model, images[:1], layer=2, size=side // 2, stride=side // 2, method="full", progress=False
+    )
+    torch.testing.assert_close(found.logit, exact.logit, rtol=1e-4, atol=1e-5)
+
+
+def test_it_trains_a_step(small):
+    model, images = small
+    model.train()
+    try:
+        outputs = model(images)
+        scores = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum(nn.functional.cross_entropy(s, torch.tensor([0, 1])) for s in scores).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    finally:
+        model.eval().zero_grad()
