@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ..card import Card
 from ..entry import Entry
@@ -25,21 +23,29 @@ _REPORTED = {
 }
 
 
-class PlainBlock(BasicBlock):
-    """The two convolutions of a block, and nothing beside them."""
+class PlainBlock(nn.Module):
+    """The two convolutions of a basic block, and nothing beside them; made as torchvision makes its own."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Make the block without its shortcut."""
-        super().__init__(*arguments, **options)
-        self.downsample = None
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int = 1, *_: object, **__: object) -> None:
+        """Make the block, without the shortcut that is handed in behind."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, planes, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, planes, H / stride, W / stride)."""
         return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
 
 
 def residual(layers: int, num_classes: int = 1000) -> nn.Module:
     """Build torchvision's network with the paper's stride: in a bottleneck, at its first 1×1."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # the import takes seconds
+
     model = ResNet(BasicBlock if layers < 50 else Bottleneck, list(_BLOCKS[layers]), num_classes)
     for block in model.modules():
         if isinstance(block, Bottleneck):
@@ -49,6 +55,8 @@ def residual(layers: int, num_classes: int = 1000) -> nn.Module:
 
 def plain(layers: int, num_classes: int = 1000) -> nn.Module:
     """Build the same layers without shortcuts."""
+    from torchvision.models.resnet import ResNet
+
     return ResNet(PlainBlock, list(_BLOCKS[layers]), num_classes)
 
 
