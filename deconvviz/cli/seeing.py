@@ -66,11 +66,10 @@ def _project(command: Command, parsed: argparse.Namespace) -> None:
 
 
 def _deconv(command: Command, parsed: argparse.Namespace) -> None:
-    import deconvviz
+    from ..plotting.projections import sheet
 
     result = command.call(parsed, load(parsed))
-    title = f"layer {parsed.layer}, unit {parsed.unit}"
-    write(parsed.out, deconvviz.plotting.projections.sheet(result, title=title))
+    write(parsed.out, sheet(result, title=f"layer {parsed.layer}, unit {parsed.unit}"))
 
 
 def _occlude(command: Command, parsed: argparse.Namespace) -> None:
