@@ -11,6 +11,7 @@ from deconvviz.errors import OptionError
 # The papers' figures, biases included.
 PARAMETERS = {
     "alexnet": 60_965_224,
+    "densenet-121": 7_978_856,
     "googlenet": 13_378_280,
     "imagenet-plain-34": 21_623_848,
     "imagenet-resnet-101": 44_549_160,
@@ -18,7 +19,9 @@ PARAMETERS = {
     "imagenet-resnet-50": 25_557_032,
     "overfeat-accurate": 144_656_488,
     "overfeat-fast": 145_920_872,
+    "inception-v3": 27_161_264,
     "resnet-110": 1_727_962,
+    "resnext-50": 25_028_904,
     "squeezenet-1.0": 1_248_424,
     "vgg-a": 132_863_336,
     "vgg-a-lrn": 132_863_336,
@@ -26,12 +29,14 @@ PARAMETERS = {
     "vgg-c": 133_638_952,
     "vgg-d": 138_357_544,
     "vgg-e": 143_667_240,
+    "wide-resnet-28-10": 36_479_194,
     "zfnet": 62_357_608,
     "zfnet-wide": 107_627_624,
 }
 # (options, side of the input): the same layers, small enough to run here.
 SMALL = {
     "alexnet": ({"hidden": 16}, 227),
+    "densenet-121": ({}, 64),
     "googlenet": ({}, 224),
     "imagenet-plain-18": ({}, 64),
     "imagenet-plain-34": ({}, 64),
@@ -40,10 +45,12 @@ SMALL = {
     "imagenet-resnet-18": ({}, 64),
     "imagenet-resnet-34": ({}, 64),
     "imagenet-resnet-50": ({}, 64),
+    "inception-v3": ({"head": False}, 96),
     "nin": ({}, 67),
     "nin-cifar": ({}, 32),
     "overfeat-accurate": ({"hidden": (16, 16)}, 221),
     "overfeat-fast": ({"hidden": (16, 16)}, 231),
+    "resnext-50": ({}, 64),
     "squeezenet-1.0": ({"bypass": True}, 227),
     "squeezenet-1.1": ({}, 227),
     "vgg-a": ({"size": 32, "hidden": 16}, 32),
@@ -52,6 +59,7 @@ SMALL = {
     "vgg-c": ({"size": 32, "hidden": 16}, 32),
     "vgg-d": ({"size": 32, "hidden": 16}, 32),
     "vgg-e": ({"size": 32, "hidden": 16}, 32),
+    "wide-resnet-28-10": ({"depth": 10, "widen": 2}, 32),
     "zfnet": ({"hidden": 16}, 224),
     "zfnet-wide": ({"hidden": 16}, 224),
 }
