@@ -18,9 +18,9 @@ from .model.audit import audit as audit
 from .model.survey import layers as layers
 from .occlusion.occlude import occlude as occlude
 from .occlusion.result import Occlusion as Occlusion
-from .projection.project import Projections as Projections
-from .projection.project import deconv as deconv
+from .projection.deconv import deconv as deconv
 from .projection.project import project as project
+from .projection.result import Projections as Projections
 from .studies.correspondence import Correspondence as Correspondence
 from .studies.correspondence import correspondence as correspondence
 from .studies.filters import FilterComparison as FilterComparison

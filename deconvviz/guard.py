@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .devices import exact_float32
 from .errors import ModelError
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        """Take more bytes."""
 
 
 @contextlib.contextmanager
@@ -118,6 +126,14 @@ def _told(answers: list[Tensor]) -> list[bool]:
     devices = {answer.device for answer in answers}
     told = {d: iter(torch.stack([a for a in answers if a.device == d]).tolist()) for d in devices}
     return [next(told[answer.device]) for answer in answers]
+
+
+def hash_weights(network: nn.Module, digest: Digest) -> None:
+    """Feed the names and the bits of all parameters and buffers to a hash of `hashlib`."""
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -1,1 +1,5 @@
-"""See the layer order in CONTRIBUTING.md."""
+"""The report: one page for browsers that shows what every unit sees.
+
+`report` makes the calls, `parts` turns results into data, `sprites` into small pictures, `page` writes the file.
+May import: every folder but comparison, plotting and cli.
+"""

@@ -56,17 +56,17 @@ def write(path: Path, title: str, data: Mapping[str, Any], pictures: Pictures) -
     values = {
         "title": html.escape(title),
         "style": _read("style.css"),
-        "data": embedded(data),
+        "data": embed(data),
         "script": "\n".join(_read(f"{name}.js") for name in _SCRIPTS),
     }
     before, after = re.split(r"<!--pictures-->\n?", _read("page.html"))
     with path.open("w", encoding="utf-8") as page:
-        page.write(_filled(before, values))
+        page.write(_fill_template(before, values))
         pictures.copy_to(page)
-        page.write(_filled(after, values))
+        page.write(_fill_template(after, values))
 
 
-def embedded(data: Mapping[str, Any]) -> str:
+def embed(data: Mapping[str, Any]) -> str:
     """Return JSON that no name in it can end early: < and & are written as escapes."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
@@ -74,7 +74,7 @@ def embedded(data: Mapping[str, Any]) -> str:
     return text
 
 
-def _filled(template: str, values: Mapping[str, str]) -> str:
+def _fill_template(template: str, values: Mapping[str, str]) -> str:
     """Put the values in the places of their names, in one pass: nothing in a value is looked at again."""
     return re.sub(r"<!--(\w+)-->", lambda found: values[found[1]], template)
 

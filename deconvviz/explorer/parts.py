@@ -11,17 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import LayerError, ModelError, OptionError, UnsupportedOp
-from ..guard import unwrapped
+from ..errors import OptionError
+from ..guard import hash_weights, unwrapped
 from ..images.opening import ImageSet
-from ..model.table import Layer, LayerTable
+from ..model.table import HEADINGS, Layer, LayerTable
 from ..occlusion.cells import cell_edges, label_index, score
-from ..occlusion.occlude import occlude
 from ..occlusion.result import Occlusion
-from ..studies.filters import filters as look_at_filters
+from ..studies.filters import Filters
 from . import sprites
 from .page import Pictures
 
@@ -43,21 +41,17 @@ def images(source: ImageSet, wanted: Iterable[int], pictures: Pictures) -> dict[
         for i, pixels in zip(part, source.invert(source.take(part)), strict=True):
             pictures.add(f"i{i}", sprites.photo(pixels, shape))
     labels = {} if source.labels is None else {i: str(source.labels[i]) for i in ids}
-    names = {i: _public(source.names[i]) for i in ids}
+    names = {i: _strip_folders(source.names[i]) for i in ids}
     return {"pixels": (height, width), **shape.facts(), "names": names, "labels": labels, "count": len(source)}
 
 
-def _public(name: str) -> str:
+def _strip_folders(name: str) -> str:
     """Leave the folders of this machine out of a name."""
     return Path(name).name if os.path.isabs(name) else name
 
 
-def filters(model: nn.Module, rows: Sequence[Layer], pictures: Pictures) -> dict[str, Any]:
-    """Keep the first layer's filters as one sprite; return their numbers, or a note why there are none."""
-    try:
-        found = look_at_filters(model, progress=False)
-    except (LayerError, ModelError) as error:
-        return {"note": str(error)}
+def filters(found: Filters, rows: Sequence[Layer], pictures: Pictures) -> dict[str, Any]:
+    """Keep the first layer's filters as one sprite; return their numbers."""
     count, _, height, width = found.weights.shape
     shape = sprites.Shape.of(height, width, math.ceil(math.sqrt(count)))
     encoded, contrast = sprites.signed_sprite(found.weights.float(), shape)
@@ -74,35 +68,16 @@ def filters(model: nn.Module, rows: Sequence[Layer], pictures: Pictures) -> dict
         "stride": found.stride,
         **shape.facts(),
         "contrast": contrast,
-        "rms": sprites.rounded_all(found.rms.tolist(), 4),
+        "rms": sprites.shorten_all(found.rms.tolist(), 4),
         "dead": found.dead.tolist(),
         "dominant": found.dominant.tolist(),
         "twins": twins,
         "layers": same,
-        "summary": [(k, sprites.rounded(v, 3)) for k, v in found.summary().items() if not math.isnan(v)],
+        "summary": [(k, sprites.shorten(v, 3)) for k, v in found.summary().items() if not math.isnan(v)],
     }
 
 
-def occlusions(
-    model: nn.Module,
-    source: ImageSet,
-    wanted: int | Sequence[int] | None,
-    pictures: Pictures,
-    **options: Any,
-) -> dict[str, Any]:
-    """Scan some images; return their maps. Where the network does not classify and none were asked for: a note."""
-    ids = _chosen(source, wanted)
-    try:
-        found = occlude(model, source.take(ids), **options) if ids else []
-    except (ModelError, UnsupportedOp) as error:
-        if wanted is not None:
-            raise
-        return {"note": str(error), "scans": []}
-    scans = found if isinstance(found, list) else [found]
-    return {"scans": [_scan(result, i, source, pictures) for result, i in zip(scans, ids, strict=True)]}
-
-
-def _chosen(source: ImageSet, wanted: int | Sequence[int] | None) -> list[int]:
+def choose_images(source: ImageSet, wanted: int | Sequence[int] | None) -> list[int]:
     """Return the images to scan: as given, or the first ones of as many labels, or some spread evenly."""
     if wanted is not None and not isinstance(wanted, int):
         return list(dict.fromkeys(int(i) for i in wanted))
@@ -115,7 +90,8 @@ def _chosen(source: ImageSet, wanted: int | Sequence[int] | None) -> list[int]:
     return [ids[n * len(ids) // count] for n in range(count)]
 
 
-def _scan(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -> dict[str, Any]:
+def occlusion(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -> dict[str, Any]:
+    """Keep the occluded image; return its position maps and what they are maps of."""
     height, width = result.image_size
     shape = sprites.Shape.of(height, width, 1, 2 * _SIDE)
     pictures.add(f"o{index}", sprites.photo(source.invert(result.image[None])[0], shape))
@@ -128,7 +104,7 @@ def _scan(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -
     labels, legend = label_index(result)
     return {
         "image": index,
-        "name": _public(source.names[index]),
+        "name": _strip_folders(source.names[index]),
         "pixels": (height, width),
         **shape.facts(),
         "answer": result.name_of(int(result.unoccluded["label"])),
@@ -136,27 +112,27 @@ def _scan(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -
         "fill": result.fill_name,
         "rows": result.rows.tolist(),
         "cols": result.cols.tolist(),
-        "down": _to_the_edges(cell_edges(result.rows, result.size[0], height).tolist(), height),
-        "across": _to_the_edges(cell_edges(result.cols, result.size[1], width).tolist(), width),
+        "down": _reach_edges(cell_edges(result.rows, result.size[0], height).tolist(), height),
+        "across": _reach_edges(cell_edges(result.cols, result.size[1], width).tolist(), width),
         "maps": maps,
         "labels": labels.flatten().tolist(),
         "legend": legend,
     }
 
 
-def _to_the_edges(cells: list[float], length: int) -> list[float]:
+def _reach_edges(cells: list[float], length: int) -> list[float]:
     """Let the outer cells reach the picture's edges: a pixel there is nearest to them."""
-    return sprites.rounded_all([0.0, *cells[1:-1], float(length)])
+    return sprites.shorten_all([0.0, *cells[1:-1], float(length)])
 
 
 def _map(title: str, values: Tensor, usual: float) -> dict[str, Any]:
     flat = values.flatten().tolist()
-    return {"title": title, "values": sprites.rounded_all(flat, 4), "usual": sprites.rounded(usual, 4)}
+    return {"title": title, "values": sprites.shorten_all(flat, 4), "usual": sprites.shorten(usual, 4)}
 
 
 def table(rows: LayerTable) -> dict[str, Any]:
     """Return the layer table as text."""
-    return {"headings": ("number", "name", "kind", "units", "map", "receptive field", "stride"), "rows": rows._cells()}
+    return {"headings": HEADINGS, "rows": rows.lines()}
 
 
 def facts(model: nn.Module, source: ImageSet, given: Mapping[str, str], images: object) -> list[tuple[str, str]]:
@@ -166,16 +142,16 @@ def facts(model: nn.Module, source: ImageSet, given: Mapping[str, str], images: 
     found = {"Network": f"{type(network).__name__}, {count:,} parameters"}
     card = getattr(network, "card", None)
     if card is not None and hasattr(card, "paper"):
-        found |= _of_card(card)
+        found |= _card_facts(card)
     found["Weights"] = found.get("Weights", "as they were given")
     found |= {"Fingerprint of the weights": _fingerprint(network)}
-    found |= {"Images": f"{len(source):,}" + _whence(images)}
-    found |= {"Preprocessing": _preprocessing(source)}
-    found |= {"Versions": ", ".join([f"Python {platform.python_version()}", *_versions()])}
+    found |= {"Images": f"{len(source):,}" + _origin(images)}
+    found |= {"Preprocessing": _describe_preprocess(source)}
+    found |= {"Versions": ", ".join([f"Python {platform.python_version()}", *_list_versions()])}
     return list((found | dict(given)).items())
 
 
-def _of_card(card: Any) -> dict[str, str]:
+def _card_facts(card: Any) -> dict[str, str]:
     found = {"Network": card.name, "Paper": card.paper}
     if card.deviations:
         found["Differs from it"] = " ".join(card.deviations)
@@ -184,7 +160,7 @@ def _of_card(card: Any) -> dict[str, str]:
     return found | {name.capitalize(): str(training[name]) for name in _OF_TRAINING if name in training}
 
 
-def _whence(images: object) -> str:
+def _origin(images: object) -> str:
     if images is None:
         return ", windows of the sample photos that come with deconvviz"
     if isinstance(images, (str, os.PathLike)):
@@ -192,7 +168,7 @@ def _whence(images: object) -> str:
     return ""
 
 
-def _preprocessing(source: ImageSet) -> str:
+def _describe_preprocess(source: ImageSet) -> str:
     known = source.preprocess
     size = "×".join(map(str, source.take([0]).shape[-2:]))
     text = f"{size} pixels"
@@ -202,14 +178,11 @@ def _preprocessing(source: ImageSet) -> str:
     return f"{text} ({known.source})"
 
 
-def _versions() -> list[str]:
+def _list_versions() -> list[str]:
     return [f"{name} {version(name)}" for name in _PACKAGES]
 
 
 def _fingerprint(network: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    hash_weights(network, digest)
     return digest.hexdigest()

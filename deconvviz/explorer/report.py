@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..errors import ImageError, LayerError, OptionError, StoreError
+from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError, UnsupportedOp
 from ..guard import check_weights, unwrapped
 from ..images.opening import ImageSet, open_images
 from ..model.survey import layers as list_layers
 from ..model.table import Layer, LayerTable
-from ..projection.project import Projections, project
+from ..occlusion.occlude import occlude
+from ..projection.project import project
+from ..projection.result import Projections
 from ..results.store import replacing
+from ..studies.filters import filters
 from ..topk.result import LayerTop, TopK
 from ..topk.scan import top as scan_top
 from . import page, parts, sprites
@@ -96,12 +99,12 @@ def report(
     source = open_images(model, images, preprocess)
     table = list_layers(model, tuple(source.take([0]).shape[1:]))
     how = _How(model, source, {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient}, batch_size, progress)
-    scan = None if top is None else _given(top, source, table, layers)
+    scan = None if top is None else _scanned_layers(top, source, table, layers)
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
     with replacing(out) as unfinished, page.Pictures() as pictures:
         known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
-        occlusions = parts.occlusions(model, source, occlusion, pictures, **known)
+        occlusions = _occlusions(model, source, occlusion, pictures, **known)
         if scan is None:
             names = [row.name for row in rows]
             scan = scan_top(
@@ -115,7 +118,7 @@ def report(
         data = {
             "title": title,
             "layers": drawn,
-            "filters": parts.filters(model, rows, pictures),
+            "filters": _filters(model, rows, pictures),
             "occlusion": occlusions,
             "facts": parts.facts(model, source, {"Rule": rule, **(facts or {})}, images),
             "table": parts.table(table),
@@ -131,6 +134,30 @@ def _check(model: nn.Module, most: int, k: int, out: str | os.PathLike[str]) -> 
         raise OptionError(f"most={most}, k={k}: expected at least 1 of each.")
     if os.path.isdir(out):
         raise StoreError(f"{out} is a folder; give the page's path, such as {Path(out) / 'report.html'}.")
+
+
+def _occlusions(
+    model: nn.Module, source: ImageSet, wanted: int | Sequence[int] | None, pictures: page.Pictures, **options: Any
+) -> dict[str, Any]:
+    """Scan some images; return their maps. Where the network does not classify and none were asked for: a note."""
+    ids = parts.choose_images(source, wanted)
+    try:
+        found = occlude(model, source.take(ids), **options) if ids else []
+    except (ModelError, UnsupportedOp) as error:
+        if wanted is not None:
+            raise
+        return {"note": str(error), "scans": []}
+    scans = found if isinstance(found, list) else [found]
+    return {"scans": [parts.occlusion(result, i, source, pictures) for result, i in zip(scans, ids, strict=True)]}
+
+
+def _filters(model: nn.Module, rows: Sequence[Layer], pictures: page.Pictures) -> dict[str, Any]:
+    """Look at the first layer's filters; where there are none: a note why."""
+    try:
+        found = filters(model, progress=False)
+    except (LayerError, ModelError) as error:
+        return {"note": str(error)}
+    return parts.filters(found, rows, pictures)
 
 
 def _name(model: nn.Module) -> str:
@@ -153,7 +180,7 @@ def _rows(table: LayerTable, layers: Sequence[int | str] | int | str | None) -> 
     return found
 
 
-def _given(
+def _scanned_layers(
     top: TopK, source: ImageSet, table: LayerTable, layers: Sequence[int | str] | int | str | None
 ) -> tuple[LayerTop, ...]:
     """Return the layers of a scan that was made before."""
@@ -218,7 +245,7 @@ class _How(NamedTuple):
             **shape.facts(),
             "units": list(units),
             "ranks": [order.index(unit) + 1 for unit in units],
-            "activations": sprites.rounded_all(top.values[units].tolist(), 6),
+            "activations": sprites.shorten_all(top.values[units].tolist(), 6),
             "images": top.image_ids[units].tolist(),
             "positions": top.positions[units].tolist(),
             "boxes": boxes,

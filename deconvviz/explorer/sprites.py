@@ -56,7 +56,7 @@ def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]
     from ..plotting import projections as plot
 
     one, of_all = result.projections[row].float(), slice(row, row + 1)
-    signal, contrast = stretched(one)
+    signal, contrast = stretch(one)
     patches = result.patches[of_all].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
     inside = plot._inside(result.boxes[of_all], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
@@ -69,7 +69,7 @@ def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]
     return sprite(tiles, shape), contrast
 
 
-def stretched(values: Tensor) -> tuple[Tensor, list[float]]:
+def stretch(values: Tensor) -> tuple[Tensor, list[float]]:
     """Return signed tiles (K, C, h, w) each on its own scale within 0–1, and what brings them to a common one."""
     from ..plotting import projections as plot
 
@@ -77,12 +77,12 @@ def stretched(values: Tensor) -> tuple[Tensor, list[float]]:
     empty = ~values.flatten(1).any(1)
     contrast = (own / plot._most(values.flatten())).masked_fill(empty, 0)
     scaled = plot.GRAY + plot.GRAY * (values / own.view(-1, 1, 1, 1)).clamp(-1, 1)
-    return scaled, [rounded(c) for c in contrast.tolist()]
+    return scaled, [shorten(c) for c in contrast.tolist()]
 
 
 def signed_sprite(values: Tensor, shape: Shape) -> tuple[str, list[float]]:
     """Return signed tiles (K, C, h, w) as one sprite with their contrasts, see `units`."""
-    scaled, contrast = stretched(values)
+    scaled, contrast = stretch(values)
     return sprite(_bytes(scaled, shape, signed=True), shape), contrast
 
 
@@ -117,11 +117,11 @@ def sprite(tiles: Tensor, shape: Shape) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def rounded(value: float, digits: int = 5) -> float:
+def shorten(value: float, digits: int = 5) -> float:
     """Return a number in few letters."""
     return float(f"{value:.{digits}g}")
 
 
-def rounded_all(values: Sequence[Any], digits: int = 5) -> list[Any]:
+def shorten_all(values: Sequence[Any], digits: int = 5) -> list[Any]:
     """Return nested lists of numbers in few letters."""
-    return [rounded_all(v, digits) if isinstance(v, (list, tuple)) else rounded(v, digits) for v in values]
+    return [shorten_all(v, digits) if isinstance(v, (list, tuple)) else shorten(v, digits) for v in values]

@@ -171,7 +171,7 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
 
 def _known(network: nn.Module) -> Preprocess | None:
     if hasattr(network, "card") and hasattr(network.card, "input_size"):
-        return _of_card(network.card)
+        return of_card(network.card)
     config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     if config:
         return _of_timm(config if isinstance(config, dict) else config.to_dict())
@@ -182,7 +182,8 @@ def _known(network: nn.Module) -> Preprocess | None:
     return None
 
 
-def _of_card(card: Any) -> Preprocess:
+def of_card(card: Any) -> Preprocess:
+    """Return the preprocessing that a card of the zoo states."""
     mean, std = tuple(card.mean), tuple(card.std)
     return Preprocess(tuple(card.input_size), card.resize, mean, std, card.interpolation, source="zoo card")
 

@@ -76,7 +76,8 @@ class LayerTable:
         """The layers that have a number, in its order."""
         return tuple(sorted((r for r in self.rows if r.number is not None), key=lambda r: r.number or 0))
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def lines(self) -> list[tuple[str, ...]]:
+        """Return each row as text, one for each of `HEADINGS`."""
         return [
             (
                 "" if r.number is None else str(r.number),
@@ -92,13 +93,13 @@ class LayerTable:
 
     def __str__(self) -> str:
         """Lay the table out as text."""
-        return as_text(_HEADINGS, self._cells())
+        return as_text(HEADINGS, self.lines())
 
     def _repr_html_(self) -> str:
-        return as_html(_HEADINGS, self._cells())
+        return as_html(HEADINGS, self.lines())
 
 
-_HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride")
+HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride")
 
 
 def find(rows: Sequence[Layer], wanted: int | str) -> Layer:

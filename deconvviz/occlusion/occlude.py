@@ -211,12 +211,13 @@ class _Task:
         """Return the fields for panel (c)."""
         if layer is None or unit is None:
             return {}
-        from ..projection.project import carried, project
+        from ..projection.deconv import carry_back
+        from ..projection.project import project
 
         how = {"layer": layer.name, "preprocess": self.preprocess}
         shown: dict[str, Any] = {}
         with contextlib.suppress(UnsupportedOp):  # the maps do not need it
-            shown["projection"] = _on_cpu(carried(tape, layer, unit)[0])
+            shown["projection"] = _on_cpu(carry_back(tape, layer, unit)[0])
         if self.others is not None:
             found = project(self.model, self.others, units=[unit], top=TOP, progress=self.settings.progress, **how)
             shown |= {"other_patches": found.patches[0], "other_projections": found.projections[0]}

@@ -15,7 +15,7 @@ from skimage.util import montage
 from ..errors import OptionError, UnitError
 
 if TYPE_CHECKING:
-    from ..projection.project import Projections
+    from ..projection.result import Projections
 
 DPI = 144  # two pixels to the point
 MOST = 64  # blocks in one picture; more would be dots

@@ -1,11 +1,10 @@
-"""Projections: activations carried back to pixels by the deconvnet, one at a time or the strongest of many units."""
+"""project: each unit's strongest activations, carried back to pixels by the deconvnet."""
 
 from __future__ import annotations
 
 import operator
 import os
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,102 +13,17 @@ from torch import Tensor, nn
 from ..errors import ImageError, OptionError, UnitError
 from ..guard import check_weights, placement, untouched
 from ..images.opening import open_images
-from ..model.survey import Layer, held, resolve
+from ..model.survey import resolve
+from ..model.table import Layer
 from ..rules import table as rules
 from ..rules.signals import Items
-from ..tape.record import Tape, record
-from ..topk.scan import TopK
+from ..tape.record import record
+from ..topk.result import TopK
 from ..topk.scan import top as scan_top
 from .bulk import Frames, fill, painted
+from .deconv import check_unit
 from .deconvnet import begin, carry
-from .result import Projections as Projections
-
-
-def deconv(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    layer: int | str,
-    unit: int,
-    position: tuple[int, int] | None = None,
-    rule: str = "deconvnet",
-    lrn: str = "pass",
-    allow_gradient: bool = False,
-    preprocess: Any = None,
-) -> Tensor:
-    """Carry one unit's activation back to pixels, for each image.
-
-    Example:
-        >>> import deconvviz, torch, torchvision
-        >>> model = torchvision.models.alexnet(weights=None)
-        >>> deconvviz.deconv(model, torch.randn(2, 3, 224, 224), layer=5, unit=7).shape
-        torch.Size([2, 3, 224, 224])
-
-    All other activations of the layer are set to zero; then again and again the signal is unpooled with the recorded
-    switches, rectified and filtered with the transposed filters, down to the input.
-
-    Args:
-        model: The network; it is left as it was.
-        images: (N, C, H, W) in the model's input space, or anything else that `project` takes.
-        layer: Number or module path, see `deconvviz.layers`.
-        unit: Which channel of the layer.
-        position: (row, column) in the layer's map; None takes each image's strongest.
-        rule: "deconvnet", "guided" or "backprop"; they differ at the rectifiers alone.
-        lrn: "pass" as in the paper, or "gradient", for local response normalization.
-        allow_gradient: Give operations without a rule their plain gradient instead of refusing.
-        preprocess: For images that are not a tensor, see `project`.
-
-    Returns:
-        Tensor (N, C, H, W) on the images' device, seeded with the activation itself.
-
-    Raises:
-        UnsupportedOp: An operation on the path has no rule.
-        LayerError, UnitError, ImageError, ModelError: As their names say.
-
-    Source:
-        Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1.
-    """
-    saving = rules.Saving(rule, lrn, allow_gradient)
-    device, dtype = placement(model)
-    source = open_images(model, images, preprocess)
-    batch = source.take(list(range(len(source)))).to(device, dtype)
-    with untouched(model) as network:
-        check_weights(network)
-        found = resolve(network, layer, batch)
-        _check_unit(found, unit)
-        tape = record(network, batch, until=found.value, keep=[found.value], saver=saving)
-        return carried(tape, found, unit, position, rule)
-
-
-def carried(
-    tape: Tape, layer: Layer, unit: int, position: tuple[int, int] | None = None, rule: str = "deconvnet"
-) -> Tensor:
-    """Carry one unit's activation in each recorded image back to pixels (N, C, H, W)."""
-    maps = layer.maps(held(tape, layer))[:, unit]
-    places = _positions(layer, maps, position)
-    n = torch.arange(len(maps))
-    amounts = maps[n, places[:, 0], places[:, 1]]
-    start = begin(tape, layer, amounts, torch.full((len(maps),), unit), places)
-    items = Items(n, places)
-    return items.whole(carry(tape, layer, start, items, rule), tape.shapes[0]).data.contiguous()
-
-
-def _positions(layer: Layer, maps: Tensor, position: tuple[int, int] | None) -> Tensor:
-    if position is not None:
-        row, col = position
-        if not (0 <= row < layer.height and 0 <= col < layer.width):
-            raise UnitError(
-                f"position {position} is outside the map of layer {layer.name!r}, {layer.height}×{layer.width}."
-            )
-        return torch.tensor([[row, col]]).expand(len(maps), 2)
-    flat = maps.flatten(1)
-    first = (flat == flat.amax(1, keepdim=True)).int().cumsum(1).eq(0).sum(1).cpu()  # ties: the first in reading order
-    return torch.stack([first // layer.width, first % layer.width], 1)
-
-
-def _check_unit(layer: Layer, unit: int) -> None:
-    if not isinstance(unit, Integral) or isinstance(unit, bool) or not 0 <= unit < layer.units:
-        raise UnitError(f"unit {unit!r} is out of range: layer {layer.name!r} has units 0 to {layer.units - 1}.")
+from .result import Projections
 
 
 def project(
@@ -228,5 +142,5 @@ def _choose_units(layer: Layer, units: Sequence[int] | str | None) -> Tensor:
     if not numbers:
         raise UnitError("units is an empty list; give some numbers, 'all' or None.")
     for unit in numbers:
-        _check_unit(layer, unit)
+        check_unit(layer, unit)
     return torch.tensor(numbers)

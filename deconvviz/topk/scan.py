@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError
-from ..guard import check_weights, placement, untouched, unwrapped
+from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images.opening import ImageSet, open_images
 from ..model.survey import Layer, observe, resolve_all
 from .result import LayerTop, TopK, absorb, arrays, empty, read, write
@@ -207,8 +207,5 @@ class _Scan:
         what = (repr(self.network), names, self.k, self.batch_size, self.device.type, self.dtype)
         digest = hashlib.blake2b(re.sub(r" at 0x[0-9a-f]+", "", repr(what)).encode(), digest_size=16)
         digest.update(self.images.fingerprint().encode())
-        for name, value in self.network.state_dict().items():
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        hash_weights(self.network, digest)
         return digest.hexdigest()

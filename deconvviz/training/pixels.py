@@ -112,9 +112,9 @@ class Decoder:
     def decode(self, files: Files, part: str) -> tuple[Pixels, tuple[Path, ...]]:
         """Read every image; return also the unreadable files, after a warning that names them."""
         if self.cache is None:
-            images, good = self._in_memory(files)
+            images, good = self._decode_into_memory(files)
         else:
-            images, good = self._cached(files, self.cache / f"{part}.pixels")
+            images, good = self._decode_into_cache(files, self.cache / f"{part}.pixels")
         bad = tuple(path for path, fine in zip(files.paths, good.tolist(), strict=True) if not fine)
         if len(bad) == len(files.paths):
             raise ImageError(f"none of the {len(bad)} images could be read, the first is {bad[0]}.")
@@ -123,13 +123,13 @@ class Decoder:
             warnings.warn(f"skipped unreadable images: {', '.join(map(str, bad[:5]))}{more}", stacklevel=4)
         return Pixels(images, torch.tensor(files.labels), good.nonzero().flatten()), bad
 
-    def _in_memory(self, files: Files) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode_into_memory(self, files: Files) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.zeros((len(files.paths), self.size, self.size, 3), dtype=torch.uint8)
         good = torch.zeros(len(files.paths), dtype=torch.bool)
-        self._fill(images, good, files)
+        self._decode_into(images, good, files)
         return images, good
 
-    def _cached(self, files: Files, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode_into_cache(self, files: Files, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         facts = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
         key = hashlib.sha256(repr((facts, self.size, self.interpolation)).encode()).hexdigest()
         if path.exists():
@@ -140,10 +140,10 @@ class Decoder:
         fields = {"images": (torch.uint8, (n, self.size, self.size, 3)), "good": (torch.bool, (n,))}
         with _store.replacing(path) as temporary:
             arrays = _store.create(temporary, fields, {"kind": "pixels", "key": key})
-            self._fill(arrays["images"], arrays["good"], files)
+            self._decode_into(arrays["images"], arrays["good"], files)
         return arrays["images"], arrays["good"]
 
-    def _fill(self, images: torch.Tensor, good: torch.Tensor, files: Files) -> None:
+    def _decode_into(self, images: torch.Tensor, good: torch.Tensor, files: Files) -> None:
         resample = _FILTERS[self.interpolation]
 
         def one(i: int) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, OptionError, StoreError
 from ..guard import placement, untouched
-from ..images.opening import ImageSet, Preprocess, open_images
+from ..images.opening import ImageSet, open_images
+from ..images.preprocess import Preprocess, of_card
 from ..projection.project import project
 from ..rules.table import Saving
 from ..tape.arguments import bound
@@ -82,7 +83,7 @@ class Recorder:
     ) -> None:
         """Read what is in `path`, if there is anything; the images are opened with the first model."""
         self.path, self.layers, self.units = Path(path), layers, units
-        self.epochs = None if epochs is None else tuple(sorted(_checked(epoch) for epoch in epochs))
+        self.epochs = None if epochs is None else tuple(sorted(_check_epoch(epoch) for epoch in epochs))
         self._images, self._preprocess = images, preprocess
         self._way = {"rule": rule, "allow_gradient": allow_gradient}
         self._reading = {"batch_size": batch_size, "workers": workers}
@@ -114,7 +115,7 @@ class Recorder:
         """
         if self.epochs is not None and epoch not in self.epochs:
             return False
-        _checked(epoch)
+        _check_epoch(epoch)
         if self._opened is None:
             self.prepare(model)
         assert self._opened is not None
@@ -128,8 +129,7 @@ class Recorder:
         """
         known = self._preprocess
         if known is None and card is not None:
-            fields = (card.input_size, card.resize, card.mean, card.std, card.interpolation)
-            known = Preprocess(*fields, source="zoo card")
+            known = of_card(card)
         self._opened = open_images(model, self._images, known)
         self._identity = self._opened.fingerprint()
         self._add(self._snapshot(model, ImageSet(_First(self._opened), self._opened.preprocess), ()))
@@ -156,7 +156,7 @@ class Recorder:
     def _snapshot(self, model: nn.Module, images: ImageSet, epochs: tuple[int, ...]) -> Recording:
         """Record the model as it is; the arrays have `len(epochs)` entries, 1 or 0."""
         best = top(model, images, layers=self.layers, k=1, **self._reading, progress=False)  # type: ignore[arg-type]
-        chosen = self._chosen(best)
+        chosen = self._choose_units(best)
         tracks = tuple(self._track(model, images, best, name, chosen[name], epochs) for name in best.layers)
         kept = first_filters(model, images.take([0]))[None][: len(epochs)]
         mean, std = images.preprocess.mean, images.preprocess.std
@@ -171,7 +171,7 @@ class Recorder:
         arrays = (array[:, 0][None][: len(epochs)] for array in fields)
         return Track(name, found.number, epochs, found.units, *arrays)
 
-    def _chosen(self, best: TopK) -> dict[str, Units]:
+    def _choose_units(self, best: TopK) -> dict[str, Units]:
         """Return the units for each layer by name."""
         if not isinstance(self.units, Mapping):
             return dict.fromkeys(best.layers, self.units)
@@ -196,7 +196,7 @@ class _First:
         return self.image[list(ids)]
 
 
-def _checked(epoch: int) -> int:
+def _check_epoch(epoch: int) -> int:
     if not isinstance(epoch, int) or epoch < 1:
         raise OptionError(f"epoch {epoch!r}: expected whole numbers from 1 on.")
     return epoch

@@ -66,14 +66,14 @@ class Run:
         return {
             "network": self.card.name,
             "tensors": _digest(tensors),
-            "recipe": _told(self.recipe),
+            "recipe": describe_recipe(self.recipe),
             "seed": self.seed,
             "dtype": str(self.amp),
             "input size": list(self.card.input_size),
             "images": f"{counts}, {_digest(listed)[:12]}",
         }
 
-    def told(self, data: Path, files: _pixels.Files, last: Epoch) -> dict[str, Any]:
+    def card_entry(self, data: Path, files: _pixels.Files, last: Epoch) -> dict[str, Any]:
         """Return the card's account of the run."""
         counts = f"{len(self.train.good):,} training and {len(self.val.good):,} validation images"
         recipe = self.recipe
@@ -94,12 +94,12 @@ class Run:
             "val_loss": last.val_loss,
             "torch": str(torch.__version__),
             "command": f"deconvviz train {self.card.name} --data {data.name} {' '.join(options)}",
-            "settings": _told(recipe),
+            "settings": describe_recipe(recipe),
             "folders": list(files.classes),
         }
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's fields but for later ones at their default: older checkpoints do not have them."""
     return {f.name: v for f in dataclasses.fields(recipe) if (v := getattr(recipe, f.name)) != f.default}
 
@@ -108,7 +108,7 @@ def _digest(facts: object) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def mixed(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """Return the type for autocast, None for plain float32, after checking that the device has it."""
     if dtype in (None, torch.float32):
         return None
@@ -121,6 +121,6 @@ def mixed(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None
     return dtype
 
 
-def mix(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
     """Return a number for each seed and epoch; neighbouring seeds share no epoch's randomness."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")

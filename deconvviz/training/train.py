@@ -24,7 +24,7 @@ from . import checkpoint as _checkpoint
 from . import pixels as _pixels
 from .recipe import RECIPES, Recipe, choose, clamp_filters, rate
 from .result import Epoch, Training
-from .run import Run, mix, mixed
+from .run import Run, autocast_dtype, epoch_seed
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -114,10 +114,10 @@ def train(
     """
     chosen = choose(recipe, epochs=epochs, batch_size=batch_size, lr=lr, clamp_rms=clamp_rms)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    amp = mixed(dtype, place)
+    amp = autocast_dtype(dtype, place)
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
-    keeper = None if recorder is None else _prepared(recorder, network, card)
+    keeper = None if recorder is None else _prepare_recorder(recorder, network, card)
     decoder = _pixels.Decoder(
         card.resize,
         card.interpolation,
@@ -129,12 +129,12 @@ def train(
     names = tuple((class_names or {}).get(name, name) for name in files.classes)
     card = dataclasses.replace(card, classes=names, licence=licence)
     out = Path(out)
-    with _borrowed(network, place):
+    with _lend(network, place):
         run = Run(network, chosen, card, pixels.near(place), val.near(place), place, amp, seed, progress)
         history = _loop(run, out, files, resume, keep_epochs, keeper, on_epoch)
     _checkpoint.save_weights(network, out / "weights.safetensors")
-    told = run.told(Path(data), files, history[-1])
-    card = dataclasses.replace(card, weights_file="weights.safetensors", training=told)
+    entry = run.card_entry(Path(data), files, history[-1])
+    card = dataclasses.replace(card, weights_file="weights.safetensors", training=entry)
     card.write(out / "card.json")
     if hasattr(model, "card"):
         model.card = card
@@ -146,7 +146,7 @@ def _network(
 ) -> tuple[nn.Module, Card]:
     """Create the named network, or take the given one, and say what its input is."""
     if isinstance(model, str):
-        with _seeded(mix(seed, 0), torch.device("cpu")):
+        with _seeded(epoch_seed(seed, 0), torch.device("cpu")):
             model = zoo.create(model, num_classes=len(classes), dropout=recipe.dropout, init=recipe.init)
     card = getattr(model, "card", None)
     if not isinstance(card, Card):
@@ -158,10 +158,10 @@ def _network(
         card = dataclasses.replace(card, input_size=(image_size, image_size), resize=resize)
     if recipe.byte_scale:
         card = dataclasses.replace(card, std=(1 / 255,) * 3)
-    return model, _with_margin(card, recipe)
+    return model, _add_margin(card, recipe)
 
 
-def _prepared(recorder: Recorder | str | os.PathLike[str], model: nn.Module, card: Card) -> Recorder:
+def _prepare_recorder(recorder: Recorder | str | os.PathLike[str], model: nn.Module, card: Card) -> Recorder:
     from .recorder import Recorder
 
     recorder = recorder if isinstance(recorder, Recorder) else Recorder(recorder)
@@ -169,7 +169,7 @@ def _prepared(recorder: Recorder | str | os.PathLike[str], model: nn.Module, car
     return recorder
 
 
-def _with_margin(card: Card, recipe: Recipe) -> Card:
+def _add_margin(card: Card, recipe: Recipe) -> Card:
     """Let the images be larger than the input where the recipe cuts its windows inside them."""
     height, width = card.input_size
     if height != width:
@@ -180,7 +180,7 @@ def _with_margin(card: Card, recipe: Recipe) -> Card:
 
 
 @contextlib.contextmanager
-def _borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _lend(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Take the model to `device`, channels last; give it back where it was, each module in its old mode."""
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -209,7 +209,7 @@ def _loop(
         recorder.follow(len(history))
     for number in range(len(history) + 1, run.recipe.epochs + 1):
         start = time.perf_counter()
-        with _seeded(mix(run.seed, number), run.device):
+        with _seeded(epoch_seed(run.seed, number), run.device):
             loss, accuracy, lr = _pass(run, number, history)
         val_loss, top1, top5 = _validate(run)
         seconds = time.perf_counter() - start
@@ -231,7 +231,7 @@ def _loop(
 def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, float]:
     """Train one epoch: mean loss, accuracy, last learning rate."""
     run.model.train()
-    generator = torch.Generator().manual_seed(mix(run.seed, number))
+    generator = torch.Generator().manual_seed(epoch_seed(run.seed, number))
     rows = run.train.good[torch.randperm(len(run.train.good), generator=generator)]
     batches = rows.split(run.recipe.batch_size)
     size = run.card.input_size[0]

@@ -15,7 +15,7 @@ from deconvviz import zoo
 from deconvviz.errors import ModelError, OptionError
 from deconvviz.training import pixels as _pixels
 from deconvviz.training import recipe as _recipe
-from deconvviz.training.run import _told
+from deconvviz.training.run import describe_recipe
 from deconvviz.training.train import RECIPES, train
 from deconvviz.zoo.networks import resnet_cifar
 
@@ -230,8 +230,12 @@ def test_the_cifar_recipe_is_the_paper_s():
 
 
 def test_recipes_without_the_later_fields_sign_checkpoints_as_before():
-    assert set(dataclasses.asdict(RECIPES["modern"])) - set(_told(RECIPES["modern"])) == {"border", "steps", "warm_up"}
-    assert _told(RECIPES["cifar"])["steps"] == (82, 123)
+    assert set(dataclasses.asdict(RECIPES["modern"])) - set(describe_recipe(RECIPES["modern"])) == {
+        "border",
+        "steps",
+        "warm_up",
+    }
+    assert describe_recipe(RECIPES["cifar"])["steps"] == (82, 123)
 
 
 def test_windows_padded_by_the_mean():
