@@ -1,37 +1,41 @@
-"""Projections in bulk: many units' strongest images, in batches, into memory or into a file."""
+"""Projections in bulk: where each one comes from and goes to, and a batch of images after the other."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import StoreError
 from ..guard import placement
 from ..images.opening import ImageSet
-from ..model.survey import Layer
+from ..jobs.runner import Kept, Step, run
+from ..model.table import Layer
 from ..results import store as _store
 from ..rules import table as rules
 from ..rules.signals import Items
-from ..tape.record import Tape, record, record_fast
+from ..tape.operations import Tape
+from ..tape.record import record, record_fast
 from .deconvnet import begin, carry
-from .result import Projections
 
 # Above this many bytes a result goes to a file by itself: it would not fit beside its own copy in 4 GB.
 STREAM_BYTES = 3 << 29
 # Windows in flight at once: large enough for the convolutions, small enough to stay near the caches.
 WINDOW_BYTES = 16 << 20
+# On a GPU few launches count, and each piece ends with a wait.
+CUDA_BYTES = 1 << 30
 # Windows are sorted by what they have beyond the border, in fifths of a side, once they cover a fifth of the image.
 STEPS, LARGE = 5, 0.2
+
+# A batch of images: their ids, and for each item on them its image's place in the batch and its number.
+Block = tuple[list[int], Tensor, Tensor]
 
 
 class Frames:
@@ -43,7 +47,9 @@ class Frames:
         """Work out the boxes of units (U,) at values, image ids (U, K) and positions (U, K, 2)."""
         self.layer, self.units, self.values, self.ids, self.positions = layer, units, values, ids, positions
         places = positions.numpy()
-        self.boxes = torch.from_numpy(np.ascontiguousarray(layer.reach.boxes(places)))
+        # A place that no image excites has no box, and its pictures stay zero.
+        empty = (ids < 0)[..., None]
+        self.boxes = torch.from_numpy(np.ascontiguousarray(layer.reach.boxes(places))).masked_fill(empty, 0)
         self.shift = torch.from_numpy(layer.reach.frame_shift(places)).flatten(0, 1)
         self.shape = (*ids.shape, channels, *layer.reach.window())
         self.item_units = units[:, None].expand(ids.shape).flatten()
@@ -65,6 +71,11 @@ class Frames:
         ):
             frames[item, :, down : down + b - t, right : right + r - le] = maps[i, :, t - y : b - y, le - x : r - x]
 
+    def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return type and shape of each array of the result."""
+        plain = {name: (x.dtype, tuple(x.shape)) for name, x in self.arrays().items()}
+        return plain | dict.fromkeys(_PICTURES, (torch.float32, self.shape))
+
     def arrays(self) -> dict[str, Tensor]:
         """Return the fields of the result that are known before any projection."""
         return {
@@ -77,41 +88,27 @@ class Frames:
 
 
 @torch.inference_mode(False)  # a result that is filled here must be writable here
-def painted(
-    frames: Frames, details: dict[str, Any], out: str | os.PathLike[str] | None, fill: Callable[[Tensor, Tensor], None]
-) -> Projections:
-    """Let `fill(patches, projections)` fill a result: in memory, in the file `out`, or in a file that has no name."""
-    plain = frames.arrays()
-    fields = {name: (x.dtype, tuple(x.shape)) for name, x in plain.items()}
-    fields |= {name: (torch.float32, frames.shape) for name in _PICTURES}
-    meta = {"kind": "projections", **details}
-    if out is not None:
-        with _store.replacing(out) as temporary:
-            arrays = _store.create(temporary, fields, meta)
-            for name, array in plain.items():
-                arrays[name].copy_(array)
-            fill(*(arrays[name] for name in _PICTURES))
-        return Projections.load(out)
-    if 2 * 4 * int(np.prod(frames.shape)) < STREAM_BYTES:
-        # NumPy's zeros are pages that the system clears when they are first touched; torch would write them twice.
-        pictures = {name: torch.from_numpy(np.zeros(frames.shape, np.float32)) for name in _PICTURES}
-    else:
-        pictures = _unnamed({name: fields[name] for name in _PICTURES}, meta)
-    fill(*pictures.values())
-    everything: dict[str, Any] = {**plain, **pictures, **details}
-    return Projections(**everything)
+def allocate(frames: Frames, facts: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return the result's arrays, those known before filled in: in memory, or in a file that has no name."""
+    if 2 * 4 * int(np.prod(frames.shape)) >= STREAM_BYTES:
+        pictures = {name: frames.fields()[name] for name in _PICTURES}
+        return {**frames.arrays(), **_map_unnamed(pictures, facts)}
+    # NumPy's zeros are pages that the system clears when they are first touched; torch would write them twice.
+    return {**frames.arrays(), **{name: torch.from_numpy(np.zeros(frames.shape, np.float32)) for name in _PICTURES}}
 
 
 _PICTURES = ("patches", "projections")
 
 
-def _unnamed(fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], meta: dict[str, Any]) -> dict[str, Tensor]:
+def _map_unnamed(
+    fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], facts: Mapping[str, object]
+) -> dict[str, Tensor]:
     """Map arrays to a temporary file that vanishes with them."""
     handle, name = tempfile.mkstemp(prefix="deconvviz-", suffix=".safetensors")
     os.close(handle)
     path = Path(name)
     try:
-        arrays = _store.create(path, fields, meta)
+        arrays = _store.create(path, fields, facts)
     except StoreError as error:
         path.unlink(missing_ok=True)
         raise StoreError(
@@ -128,64 +125,64 @@ def fill(
     network: nn.Module,
     source: ImageSet,
     frames: Frames,
-    patches: Tensor,
-    projections: Tensor,
+    arrays: Mapping[str, Tensor],
+    kept: Kept,
     saving: rules.Saving,
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Project every item, a batch of images at a time, into patches and projections (U, K, C, h, w)."""
+    """Project every item into the arrays' patches and projections (U, K, C, h, w); a block is a batch of images."""
     device, dtype = placement(network)
-    patches, projections = patches.flatten(0, 1), projections.flatten(0, 1)
-    ids, layer, beyond = frames.ids.flatten(), frames.layer, frames.beyond()
-    bar = tqdm(total=len(ids), desc=f"project {layer.name}", unit="projection", disable=not progress)
-    # The pictures are written beside the next piece's arithmetic; at most one piece waits.
-    with bar, ThreadPoolExecutor(2) as writers:
-        waiting: list[Future[None]] = []
-        for images, local, part in _groups(ids, batch_size):
-            pixels = source.take(images)
-            tape = _recorded(network, pixels.to(device, dtype), layer, saving)
-            for chosen in _pieces(beyond[part], tape, layer):
-                now, which = part[chosen], local[chosen]
-                items = Items(which, frames.positions.flatten(0, 1)[now])
-                start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
-                signal = carry(tape, layer, start, items, saving.rule)
-                zero = torch.zeros_like(which)
-                corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
-                carried = signal.data.cpu(), torch.arange(len(now)), *corners
-                for written in waiting:
-                    written.result()
-                waiting = [
-                    writers.submit(frames.put, projections, now, *carried),
-                    writers.submit(frames.put, patches, now, pixels, which, zero, zero),
-                ]
-                bar.update(len(now))
-        for written in waiting:
-            written.result()
+    patches, projections = (arrays[name].flatten(0, 1) for name in _PICTURES)
+    layer, beyond = frames.layer, frames.beyond()
+
+    def compute(block: Block) -> Iterator[Step]:
+        images, local, part = block
+        pixels = source.take(images)
+        tape = _record(network, pixels.to(device, dtype), layer, saving)
+        shown = pixels.cpu()
+        for chosen in _pieces(beyond[part], tape, layer, device):
+            now, which = part[chosen], local[chosen]
+            items = Items(which, frames.positions.flatten(0, 1)[now])
+            start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
+            signal = carry(tape, layer, start, items, saving.rule)
+            zero = torch.zeros_like(which)
+            corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
+            carried = signal.data.cpu(), torch.arange(len(now)), *corners
+            writes = [
+                partial(frames.put, projections, now, *carried),
+                partial(frames.put, patches, now, shown, which, zero, zero),
+            ]
+            yield len(now), writes
+
+    blocks = list(_blocks(frames.ids.flatten(), batch_size))
+    sizes = [len(part) for _, _, part in blocks]
+    run(blocks, compute, kept, sizes=sizes, name=f"project {layer.name}", unit="projections", progress=progress)
 
 
-def _recorded(network: nn.Module, batch: Tensor, layer: Layer, saving: rules.Saving) -> Tape:
-    run = record_fast if batch.device.type == "cpu" else record
-    return run(network, batch, until=layer.value, keep=[layer.value], saver=saving)
+def _record(network: nn.Module, batch: Tensor, layer: Layer, saving: rules.Saving) -> Tape:
+    look = record_fast if batch.device.type == "cpu" else record
+    return look(network, batch, until=layer.value, keep=[layer.value], saver=saving)
 
 
-def _groups(ids: Tensor, batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield batches of images: their ids, and for each item on them its image's place in the batch and its number."""
+def _blocks(ids: Tensor, batch_size: int) -> Iterator[Block]:
     distinct, place = ids.unique(return_inverse=True)
-    for first in range(0, len(distinct), batch_size):
+    empty = int((distinct < 0).sum())  # a place that no image excites has the number -1: it comes first
+    for first in range(empty, len(distinct), batch_size):
         part = ((place >= first) & (place < first + batch_size)).nonzero().flatten()
         yield distinct[first : first + batch_size].tolist(), place[part] - first, part
 
 
-def _pieces(beyond: Tensor, tape: Tape, layer: Layer) -> Iterator[Tensor]:
-    """Cut B items into pieces whose largest signal stays within WINDOW_BYTES.
+def _pieces(beyond: Tensor, tape: Tape, layer: Layer, device: torch.device) -> Iterator[Tensor]:
+    """Cut B items into pieces whose largest signal stays within WINDOW_BYTES, or CUDA_BYTES on a GPU.
 
     Large windows reach far beyond the image, `beyond` (B, 4), where a position is near the border. Those that do so
     alike travel together, for what is outside for all of a piece is not computed.
     """
     largest = max(shape[1:].numel() for shape in tape.shapes)
     share = min(1.0, max(0.02, np.prod(layer.reach.window()) / np.prod(tape.shapes[0][-2:])))
-    size = max(1, int(WINDOW_BYTES / (4 * largest * share)))
+    room = CUDA_BYTES if device.type == "cuda" else WINDOW_BYTES
+    size = max(1, int(room / (4 * largest * share)))
     kinds = (beyond * STEPS).long() if LARGE < share < 1 else torch.zeros_like(beyond)
     _, kind = kinds.unique(dim=0, return_inverse=True)
     for number in range(int(kind.max()) + 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import operator
 import os
 from collections.abc import Sequence
@@ -10,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ImageError, OptionError, UnitError
-from ..guard import check_weights, placement, untouched
-from ..images.opening import open_images
+from ..errors import ImageError, OptionError, StoreError, UnitError
+from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
+from ..images.opening import ImageSet, open_images
+from ..jobs.draft import Draft
+from ..jobs.runner import Memory
 from ..model.survey import resolve
 from ..model.table import Layer
 from ..rules import table as rules
@@ -20,7 +24,7 @@ from ..rules.signals import Items
 from ..tape.record import record
 from ..topk.result import TopK
 from ..topk.scan import top as scan_top
-from .bulk import Frames, fill, painted
+from .bulk import Frames, allocate, fill
 from .deconv import check_unit
 from .deconvnet import begin, carry
 from .result import Projections
@@ -68,7 +72,8 @@ def project(
         preprocess: How a picture becomes the model's input, where the model does not say.
         batch_size: Images per forward pass.
         workers: Processes that read images.
-        out: File to stream the result to; a result over 1.5 GiB goes to a temporary file without it.
+        out: File to stream the result to; a result over 1.5 GiB goes to a temporary file without it. A job that was
+            killed goes on from the files `.name.draft…` beside it when the same call is made again.
         progress: Whether to show progress bars.
 
     Returns:
@@ -86,37 +91,67 @@ def project(
         raise OptionError(f"top={top}: give the number of images per unit, 1 or more.")
     source = open_images(model, images, preprocess)
     device, dtype = placement(model)
-    example = source.take([0]).to(device, dtype)
-    with untouched(model) as network:
-        check_weights(network)
-        found = resolve(network, layer, example)
-        # Before the long scan: refuse an operation without a rule now.
-        _rehearse(network, found, example, saving)
-    chosen = _choose_units(found, units)
-    if not isinstance(top, TopK):
-        top = scan_top(
-            model, source, layers=[found.name], k=top, batch_size=batch_size, workers=workers, progress=progress
-        )
-    best = top[found.name]
-    if int(best.image_ids.max()) >= len(source):
-        raise ImageError(f"the scan counted other images: it names image {int(best.image_ids.max())} of {len(source)}.")
-    frames = Frames(
-        found, chosen, best.values[chosen], best.image_ids[chosen], best.positions[chosen], example.shape[1]
-    )
-    mean, std = source.preprocess.mean, source.preprocess.std
-    details = {
-        "layer": found.name,
-        "number": found.number,
-        "rule": rule,
-        "mean": mean and tuple(mean),
-        "std": std and tuple(std),
-    }
-
-    def run(patches: Tensor, projections: Tensor) -> None:
+    with contextlib.nullcontext() if out is None else Draft(out) as draft:
+        example = source.take([0]).to(device, dtype)
         with untouched(model) as network:
-            fill(network, source, frames, patches, projections, saving, batch_size, progress)
+            check_weights(network)
+            found = resolve(network, layer, example)
+            # Before the long scan: refuse an operation without a rule now.
+            _rehearse(network, found, example, saving)
+        chosen = _choose_units(found, units)
+        if not isinstance(top, TopK):
+            options = {"k": top, "batch_size": batch_size, "workers": workers, "progress": progress}
+            top = _scan(model, source, found, draft, options)
+        best = top[found.name]
+        if (last := int(best.image_ids.max())) >= len(source):
+            raise ImageError(f"the scan counted other images: it names image {last} of {len(source)}.")
+        places = best.image_ids[chosen], best.positions[chosen]
+        frames = Frames(found, chosen, best.values[chosen], *places, channels=example.shape[1])
+        facts = _facts(found, source, rule)
+        known = {"kind": "projections", **facts}
+        if draft is None:
+            arrays = allocate(frames, known)
+        else:
+            key = _key(model, source, frames, saving, batch_size)
+            arrays = draft.open(key, frames.fields(), known, frames.arrays())
+        with untouched(model) as network:
+            fill(network, source, frames, arrays, draft or Memory(), saving, batch_size, progress)
+        if draft is not None:
+            draft.finish()
+    if out is not None:
+        return Projections.load(out)
+    fields: dict[str, Any] = {**arrays, **facts}
+    return Projections(**fields)
 
-    return painted(frames, details, out, run)
+
+def _scan(model: nn.Module, source: ImageSet, layer: Layer, draft: Draft | None, options: dict[str, Any]) -> TopK:
+    """Find the strongest images; a draft keeps the scan, too, so that a killed job does not repeat it."""
+    if draft is None:
+        return scan_top(model, source, layers=[layer.name], **options)
+    path = draft.beside("scan")
+    try:
+        return scan_top(model, source, layers=[layer.name], out=path, **options)
+    except StoreError:  # that of another job
+        path.unlink(missing_ok=True)
+        return scan_top(model, source, layers=[layer.name], out=path, **options)
+
+
+def _facts(layer: Layer, source: ImageSet, rule: str) -> dict[str, Any]:
+    """Return the fields of the result that are no arrays."""
+    mean, std = source.preprocess.mean, source.preprocess.std
+    facts = {"layer": layer.name, "number": layer.number, "rule": rule}
+    return facts | {"mean": mean and tuple(mean), "std": std and tuple(std)}
+
+
+def _key(model: nn.Module, source: ImageSet, frames: Frames, saving: rules.Saving, batch_size: int) -> str:
+    """Hash all that the projections depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    what = (frames.layer.name, frames.shape, saving, batch_size, *placement(model), source.fingerprint())
+    digest.update(repr(what).encode())
+    for array in (frames.units, frames.values, frames.ids, frames.positions):
+        digest.update(array.contiguous().flatten().view(torch.uint8).numpy().data)
+    hash_weights(unwrapped(model), digest)
+    return digest.hexdigest()
 
 
 def _rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> None:

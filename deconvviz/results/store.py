@@ -45,16 +45,29 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
-        temporary.replace(path)
+        publish(temporary, path)
     except StoreError:
         raise
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Let a finished temporary file take the place of `path`."""
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
+
+
+def reopen(path: Path) -> dict[str, torch.Tensor]:
+    """Map the arrays of a file that `create` laid out, for writing."""
+    return _map(path, "r+")[0]
 
 
 def create(
