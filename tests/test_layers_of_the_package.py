@@ -16,7 +16,7 @@ projection
 topk optimization
 scan
 model
-images rules zoo
+images jobs rules zoo
 tape results guard checks ranks targets
 devices errors
 """
