@@ -5,50 +5,17 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-from ..errors import StoreError
+from .unfinished import Unfinished
 
 _FOLDER = Path(__file__).parent / "web"
 _SCRIPTS = ("store", "draw", "units", "detail", "filters", "occlusion", "search", "page")
 
 
-class Pictures:
-    """The page's pictures, kept in a file without a name until the page is written: they need no memory."""
-
-    def __enter__(self) -> Pictures:
-        """Open the file."""
-        self._file: IO[str] = tempfile.TemporaryFile("w+", encoding="ascii")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Forget everything."""
-        self._file.close()
-
-    def add(self, name: str, encoded: str) -> None:
-        """Keep a picture in base64 under a name, which is an identifier of the page."""
-        try:
-            self._file.write(f'<script type="text/plain" id="{name}">{encoded}</script>\n')
-        except OSError as error:
-            raise StoreError(
-                f"cannot keep the page's pictures in {tempfile.gettempdir()}: {error.strerror or error}. "
-                "Free some space there, or show fewer units."
-            ) from error
-
-    def copy_to(self, page: IO[str]) -> None:
-        """Write all of them, in the order they came."""
-        self._file.seek(0)
-        shutil.copyfileobj(self._file, page, 1 << 20)
-
-
-def write(path: Path, title: str, data: Mapping[str, Any], pictures: Pictures) -> None:
+def write(path: Path, title: str, data: Mapping[str, Any], pictures: Unfinished) -> None:
     """Write the page.
 
     The pictures come last: a browser shows the first unit while it still reads the others.

@@ -21,7 +21,7 @@ from ..occlusion.cells import cell_edges, label_index, score
 from ..occlusion.result import Occlusion
 from ..studies.filters import Filters
 from . import sprites
-from .page import Pictures
+from .unfinished import Unfinished
 
 _FEW, _SIDE, _SMALL_SIDE = 600, 224, 160  # whole images: up to 600 are shown at 224 px, more at 160 px
 _AT_ONCE = 64
@@ -30,7 +30,7 @@ _OF_TRAINING = ("data", "recipe", "epochs", "accuracy", "command")
 _PACKAGES = ("deconvviz", "torch", "torchvision", "numpy", "pillow")
 
 
-def images(source: ImageSet, wanted: Iterable[int], pictures: Pictures) -> dict[str, Any]:
+def images(source: ImageSet, wanted: Iterable[int], pictures: Unfinished) -> dict[str, Any]:
     """Keep each wanted image whole, as the network sees it; return size, names and labels."""
     ids = sorted(set(wanted))
     side = _SIDE if len(ids) <= _FEW else _SMALL_SIDE
@@ -50,7 +50,7 @@ def _strip_folders(name: str) -> str:
     return Path(name).name if os.path.isabs(name) else name
 
 
-def filters(found: Filters, rows: Sequence[Layer], pictures: Pictures) -> dict[str, Any]:
+def filters(found: Filters, rows: Sequence[Layer], pictures: Unfinished) -> dict[str, Any]:
     """Keep the first layer's filters as one sprite; return their numbers."""
     count, _, height, width = found.weights.shape
     shape = sprites.Shape.of(height, width, math.ceil(math.sqrt(count)))
@@ -90,7 +90,7 @@ def choose_images(source: ImageSet, wanted: int | Sequence[int] | None) -> list[
     return [ids[n * len(ids) // count] for n in range(count)]
 
 
-def occlusion(result: Occlusion, index: int, source: ImageSet, pictures: Pictures) -> dict[str, Any]:
+def occlusion(result: Occlusion, index: int, source: ImageSet, pictures: Unfinished) -> dict[str, Any]:
     """Keep the occluded image; return its position maps and what they are maps of."""
     height, width = result.image_size
     shape = sprites.Shape.of(height, width, 1, 2 * _SIDE)

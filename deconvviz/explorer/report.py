@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError, UnsupportedOp
-from ..guard import check_weights, unwrapped
+from ..guard import check_weights, hash_weights, placement, unwrapped
 from ..images.opening import ImageSet, open_images
 from ..model.survey import layers as list_layers
 from ..model.table import Layer, LayerTable
@@ -23,6 +25,7 @@ from ..studies.filters import filters
 from ..topk.result import LayerTop, TopK
 from ..topk.scan import top as scan_top
 from . import page, parts, sprites
+from .unfinished import Unfinished
 
 _BYTES = 3 << 28  # of patches and projections at once; a layer that needs more goes in pieces
 
@@ -61,7 +64,8 @@ def report(
 
     Everything is in the one file: it needs no server, fetches nothing, and can be sent to others. One scan finds the
     strongest images of all layers; the pictures are written as they are made, so that memory does not depend on
-    how many units there are.
+    how many units there are. A report that was interrupted goes on when the same call is made again, from the folder
+    `.name.draft` beside the page.
 
     Args:
         model: Any network whose path to the layers has rules, see `audit`; it is left as it was.
@@ -102,29 +106,32 @@ def report(
     scan = None if top is None else _scanned_layers(top, source, table, layers)
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
-    with replacing(out) as unfinished, page.Pictures() as pictures:
+    key = how.key(rows, scan, units, most, k, occlusion, class_names)
+    with replacing(out) as whole, Unfinished(out, key) as unfinished:
         known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
-        occlusions = _occlusions(model, source, occlusion, pictures, **known)
+        occlusions = _occlusions(model, source, occlusion, unfinished, **known)
         if scan is None:
-            names = [row.name for row in rows]
+            names, path = [row.name for row in rows], unfinished.path("scan")
             scan = scan_top(
-                model, source, layers=names, k=k, batch_size=batch_size, workers=workers, progress=progress
+                model, source, layers=names, k=k, batch_size=batch_size, workers=workers, out=path, progress=progress
             ).tops
         drawn = [
-            how.draw(number, row, one, _choose(one, units, most), pictures)
+            how.draw(number, row, one, _choose(one, units, most), unfinished)
             for number, (row, one) in enumerate(zip(rows, scan, strict=True))
         ]
         title = title or f"What {_name(model)} sees"
+        shown = {i for layer in drawn for ids in layer["images"] for i in ids if i >= 0}
         data = {
             "title": title,
             "layers": drawn,
-            "filters": _filters(model, rows, pictures),
+            "filters": unfinished.part("filters", lambda: _filters(model, rows, unfinished)),
             "occlusion": occlusions,
             "facts": parts.facts(model, source, {"Rule": rule, **(facts or {})}, images),
             "table": parts.table(table),
-            "images": parts.images(source, {i for layer in drawn for ids in layer["images"] for i in ids}, pictures),
+            "images": unfinished.part("images", lambda: parts.images(source, shown, unfinished)),
         }
-        page.write(unfinished, title, data, pictures)
+        page.write(whole, title, data, unfinished)
+        unfinished.finish()
     return Path(out)
 
 
@@ -137,27 +144,33 @@ def _check(model: nn.Module, most: int, k: int, out: str | os.PathLike[str]) -> 
 
 
 def _occlusions(
-    model: nn.Module, source: ImageSet, wanted: int | Sequence[int] | None, pictures: page.Pictures, **options: Any
+    model: nn.Module, source: ImageSet, wanted: int | Sequence[int] | None, unfinished: Unfinished, **options: Any
 ) -> dict[str, Any]:
     """Scan some images; return their maps. Where the network does not classify and none were asked for: a note."""
     ids = parts.choose_images(source, wanted)
+    if not ids:
+        return {"scans": []}
+    images = source.take(ids)
+
+    def scan(n: int) -> dict[str, Any]:
+        found = occlude(model, images[n : n + 1], **options)
+        return parts.occlusion(found[0] if isinstance(found, list) else found, ids[n], source, unfinished)
+
     try:
-        found = occlude(model, source.take(ids), **options) if ids else []
+        return {"scans": [unfinished.part(f"occlusion of {i}", partial(scan, n)) for n, i in enumerate(ids)]}
     except (ModelError, UnsupportedOp) as error:
         if wanted is not None:
             raise
         return {"note": str(error), "scans": []}
-    scans = found if isinstance(found, list) else [found]
-    return {"scans": [parts.occlusion(result, i, source, pictures) for result, i in zip(scans, ids, strict=True)]}
 
 
-def _filters(model: nn.Module, rows: Sequence[Layer], pictures: page.Pictures) -> dict[str, Any]:
+def _filters(model: nn.Module, rows: Sequence[Layer], unfinished: Unfinished) -> dict[str, Any]:
     """Look at the first layer's filters; where there are none: a note why."""
     try:
         found = filters(model, progress=False)
     except (LayerError, ModelError) as error:
         return {"note": str(error)}
-    return parts.filters(found, rows, pictures)
+    return parts.filters(found, rows, unfinished)
 
 
 def _name(model: nn.Module) -> str:
@@ -219,21 +232,40 @@ class _How(NamedTuple):
             one: dict[str, Any] = {"units": wanted, "top": 1, "preprocess": known, "progress": False, **self.rule}
             project(self.model, first, layer=row.name, **one)
 
+    def key(self, rows: Sequence[Layer], scan: Sequence[LayerTop] | None, *what: object) -> str:
+        """Hash all that the parts of the page depend on."""
+        digest = hashlib.blake2b(digest_size=16)
+        facts = ([row.name for row in rows], self.rule, self.batch_size, *placement(self.model))
+        digest.update(repr((facts, self.source.fingerprint(), what)).encode())
+        for one in scan or ():
+            digest.update(repr((one.values.tolist(), one.image_ids.tolist(), one.positions.tolist())).encode())
+        hash_weights(unwrapped(self.model), digest)
+        return digest.hexdigest()
+
     def draw(
-        self, number: int, layer: Layer, top: LayerTop, units: Sequence[int], pictures: page.Pictures
+        self, number: int, layer: Layer, top: LayerTop, units: Sequence[int], unfinished: Unfinished
     ) -> dict[str, Any]:
         """Keep a sprite for each unit; return the layer's facts and the units' numbers."""
         count = top.values.shape[1]
         height, width = layer.reach.window()
         shape = sprites.Shape.of(height, width, math.ceil(math.sqrt(count)))
-        boxes, contrasts = [], []
-        order = _order(top)
-        for result in self._projections(layer, top, units):
-            for row, unit in enumerate(result.units.tolist()):
+
+        def project_piece(piece: list[int]) -> dict[str, Any]:
+            path = unfinished.path("projections")
+            result = self._project(layer, top, piece, path)
+            boxes, contrasts = result.boxes.tolist(), []
+            for row, unit in enumerate(piece):
                 encoded, contrast = sprites.units(result, row, shape)
-                pictures.add(f"u{number}-{unit}", encoded)
+                unfinished.add(f"u{number}-{unit}", encoded)
                 contrasts.append(contrast)
-            boxes += result.boxes.tolist()
+            path.unlink()
+            return {"boxes": boxes, "contrasts": contrasts}
+
+        pieces = [
+            unfinished.part(f"{piece} of layer {number}", partial(project_piece, piece))
+            for piece in self._pieces(layer, top, units)
+        ]
+        order = _order(top)
         return {
             "name": layer.name,
             "number": layer.number,
@@ -248,16 +280,19 @@ class _How(NamedTuple):
             "activations": sprites.shorten_all(top.values[units].tolist(), 6),
             "images": top.image_ids[units].tolist(),
             "positions": top.positions[units].tolist(),
-            "boxes": boxes,
-            "contrasts": contrasts,
+            "boxes": [box for piece in pieces for box in piece["boxes"]],
+            "contrasts": [contrast for piece in pieces for contrast in piece["contrasts"]],
         }
 
-    def _projections(self, layer: Layer, top: LayerTop, units: Sequence[int]) -> Iterator[Projections]:
-        """Project the units in pieces that fit into memory."""
+    def _pieces(self, layer: Layer, top: LayerTop, units: Sequence[int]) -> Iterator[list[int]]:
+        """Cut the units into pieces that fit into memory."""
         channels = self.source.take([0]).shape[1]
-        scan = TopK((top,), top.values.shape[1], len(self.source))
-        step = max(1, _BYTES // (2 * 4 * scan.k * channels * math.prod(layer.reach.window())))
-        chosen: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, **self.rule}
+        step = max(1, _BYTES // (2 * 4 * top.values.shape[1] * channels * math.prod(layer.reach.window())))
         for first in range(0, len(units), step):
-            part = list(units[first : first + step])
-            yield project(self.model, self.source, layer=layer.name, units=part, top=scan, **chosen)
+            yield list(units[first : first + step])
+
+    def _project(self, layer: Layer, top: LayerTop, units: list[int], out: Path) -> Projections:
+        """Project some units into a file, from which an interrupted report goes on within the layer."""
+        scan = TopK((top,), top.values.shape[1], len(self.source))
+        chosen: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, **self.rule}
+        return project(self.model, self.source, layer=layer.name, units=units, top=scan, out=out, **chosen)

@@ -58,13 +58,12 @@ class Draft:
         `key` is a hash of all that the contents depend on.
         """
         self._opened = True
-        if self._journal.belongs_to(key) and self._data.exists():
+        if self._journal.belongs_to(key) and self._journal.lines[1:] and self._data.exists():
             self._done = set(self._journal.lines[1:])
             return store.reopen(self._data)
         arrays = store.create(self._data, fields, facts)
         for name, array in known.items():
             arrays[name].copy_(array)
-        self._sync()
         self._journal.restart(key)
         return arrays
 
@@ -81,20 +80,16 @@ class Draft:
     def _write(self) -> None:
         # First the pictures, then the word that they are there: a machine that loses power loses both or the word.
         new, self._new = self._new, []
-        self._sync()
+        with self._data.open("rb+") as file:
+            os.fsync(file.fileno())
         for block in new:
             self._journal.add(block)
         self._done.update(new)
         self._written = time.monotonic()
 
-    def _sync(self) -> None:
-        with self._data.open("rb+") as file:
-            os.fsync(file.fileno())
-
     def finish(self) -> None:
         """Let the file take the result's place."""
         self._new = []
-        self._sync()
         store.publish(self._data, self.path)
         self._finished = True
         self._remove()
