@@ -95,11 +95,8 @@ class Draft:
         self._remove()
 
     def _remove(self) -> None:
-        self._journal.remove()
-        self._data.unlink(missing_ok=True)
-        if self._opened:
-            for path in self.path.parent.glob(f"{glob.escape(self._data.name)}.*"):
-                path.unlink(missing_ok=True)
+        for path in (self._data, *self.path.parent.glob(f"{glob.escape(self._data.name)}.*")):
+            path.unlink(missing_ok=True)
 
     def __enter__(self) -> Draft:
         """Use it in a `with`."""
@@ -108,9 +105,13 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep what is done; where nothing is, leave nothing."""
+        """Keep what is done; where nothing is, leave nothing. An interrupt before `open` keeps what is beside."""
         with self._journal:
             if self._new:
                 self._write()
-            if not (self._done or self._finished):
+            if self._finished or self._done:
+                return
+            if self._opened or isinstance(error, Exception):
                 self._remove()
+            else:
+                self._journal.remove()

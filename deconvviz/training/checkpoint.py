@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ..errors import StoreError
 from ..results.store import replacing
 from .result import Epoch
+
+# A checkpoint ends with the checksum of all before it, and with these bytes.
+_SUM, _MARK = 32, b"deconvviz"
 
 
 class Stateful(Protocol):
@@ -28,11 +32,14 @@ class Stateful(Protocol):
 
 
 def write(path: Path, signature: Mapping[str, Any], history: Sequence[Epoch], parts: Mapping[str, Stateful]) -> None:
-    """Write the run's whole state, all or nothing."""
+    """Write the run's whole state with its checksum, all or nothing."""
     state = {name: part.state_dict() for name, part in parts.items()}
     rows = [dataclasses.asdict(epoch) for epoch in history]
-    with replacing(path) as temporary:
-        torch.save({"signature": dict(signature), "history": rows, **state}, temporary)
+    held = io.BytesIO()
+    torch.save({"signature": dict(signature), "history": rows, **state}, held)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(held.getbuffer())
+        file.write(hashlib.blake2b(held.getbuffer(), digest_size=_SUM).digest() + _MARK)
 
 
 def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful], device: torch.device) -> list[Epoch]:
@@ -40,9 +47,10 @@ def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful]
     if not path.exists():
         return []
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        before = state["signature"]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
+        state = torch.load(io.BytesIO(_contents(path)), map_location=device, weights_only=True)
+        before, history = dict(state["signature"]), [Epoch(**row) for row in state["history"]]
+        states = {name: state[name] for name in parts}
+    except Exception as error:  # whatever a damaged file makes of itself
         raise StoreError(f"{path} is no checkpoint of deconvviz, or damaged. Try resume=False.") from error
     for key, value in signature.items():
         if before.get(key) != value:
@@ -51,8 +59,19 @@ def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful]
                 "Give another out, the same options, or resume=False."
             )
     for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return [Epoch(**row) for row in state["history"]]
+        part.load_state_dict(states[name])
+    return history
+
+
+def _contents(path: Path) -> bytes:
+    """Return what `torch.save` wrote, if its checksum is right; checkpoints of earlier versions have none."""
+    data = path.read_bytes()
+    if not data.endswith(_MARK):
+        return data
+    end = len(data) - len(_MARK) - _SUM
+    if hashlib.blake2b(data[:end], digest_size=_SUM).digest() != data[end : end + _SUM]:
+        raise ValueError("the checksum is wrong")
+    return data[:end]
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
@@ -64,8 +83,9 @@ def _difference(key: str, before: Any, now: Any) -> str:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights in float16 (a tensor that leaves its range stays as it is), all or nothing."""
+    held = save({name: _half(tensor.detach()) for name, tensor in model.state_dict().items()})
     with replacing(path) as temporary:
-        save_file({name: _half(tensor.detach()) for name, tensor in model.state_dict().items()}, temporary)
+        temporary.write_bytes(held)
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,11 @@ class Files:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
 
+    def facts(self) -> list[tuple[object, ...]]:
+        """Return what tells these images from others: class, name, size and time of each."""
+        known = ((path, self.classes[label], path.stat()) for path, label in zip(self.paths, self.labels, strict=True))
+        return [(name, path.name, at.st_size, at.st_mtime_ns) for path, name, at in known]
+
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
@@ -40,10 +45,15 @@ class Pixels:
     good: torch.Tensor
 
     def near(self, device: torch.device) -> Pixels:
-        """Move the bytes to a CUDA device where they take less than half of what is free."""
+        """Move the labels to the device, and the bytes where they take less than half of what a GPU has free."""
+        near = dataclasses.replace(self, labels=self.labels.to(device))
         if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-            return self
-        return dataclasses.replace(self, images=self.images.to(device))
+            return near
+        return dataclasses.replace(near, images=self.images.to(device))
+
+    def rows(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the numbers of rows where the images are and where the labels are."""
+        return index.to(self.images.device), index.to(self.labels.device)
 
 
 def find(folder: Path, classes: Sequence[str] | None = None) -> Files:
@@ -176,26 +186,45 @@ def split(good: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor,
     return good[order[held:]].sort().values, good[order[:held]].sort().values
 
 
-def random_crops(
-    images: torch.Tensor, size: int, shift: int, generator: torch.Generator, fill: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cut a random `size` × `size` window from each of (N, S, S, 3), half of them mirrored.
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Where crops are cut: their first `rows` and `cols` (n,), which may lie outside, and which are `mirrored` (n,)."""
 
-    The window may stick out by `shift` pixels; what lies outside is the image reflected at its edge, or the bytes
-    `fill` (3,). One gather does crop, reflection and mirroring; the result, (N, 3, size, size), is channels-last
-    in memory.
+    rows: torch.Tensor
+    cols: torch.Tensor
+    mirrored: torch.Tensor
+
+    @classmethod
+    def draw(cls, count: int, full: int, size: int, shift: int, generator: torch.Generator) -> Windows:
+        """Draw windows of `size` that stick out of images of `full` pixels by up to `shift`, half of them mirrored."""
+        rows, cols = torch.randint(-shift, full - size + shift + 1, (2, count), generator=generator)
+        return cls(rows, cols, torch.rand(count, generator=generator) < 0.5)
+
+    @classmethod
+    def draw_epoch(
+        cls, counts: Sequence[int], full: int, size: int, shift: int, generator: torch.Generator, device: torch.device
+    ) -> list[Windows]:
+        """Draw those of batch after batch; they go to the device together, which then waits for none of them."""
+        drawn = [cls.draw(count, full, size, shift, generator) for count in counts]
+        columns = zip(*((w.rows, w.cols, w.mirrored) for w in drawn), strict=True)
+        split = [torch.cat(column).to(device).split(list(counts)) for column in columns]
+        return [cls(*parts) for parts in zip(*split, strict=True)]
+
+
+def random_crops(images: torch.Tensor, windows: Windows, size: int, fill: torch.Tensor | None = None) -> torch.Tensor:
+    """Cut a `size` × `size` window from each of (N, S, S, 3); what lies outside is reflected, or the bytes `fill` (3,).
+
+    One gather does crop, reflection and mirroring; the result, (N, 3, size, size), is channels-last in memory.
     """
     n, full = images.shape[:2]
-    draw = torch.randint(-shift, full - size + shift + 1, (2, n, 1), generator=generator)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    line = torch.arange(size)
-    rows = draw[0] + line
-    cols = draw[1] + torch.where(mirrored, line.flip(0), line)
-    pick = (torch.arange(n)[:, None, None], _reflect(rows, full)[:, :, None], _reflect(cols, full)[:, None, :])
-    cut = images[tuple(p.to(images.device) for p in pick)]
+    line = torch.arange(size, device=images.device)
+    rows = windows.rows[:, None] + line
+    cols = windows.cols[:, None] + torch.where(windows.mirrored[:, None], line.flip(0), line)
+    item = torch.arange(n, device=images.device)[:, None, None]
+    cut = images[item, _reflect(rows, full)[:, :, None], _reflect(cols, full)[:, None, :]]
     if fill is not None:
         outside = ((rows < 0) | (rows >= full))[:, :, None] | ((cols < 0) | (cols >= full))[:, None, :]
-        cut[outside.to(cut.device)] = fill.to(cut)
+        cut = torch.where(outside[..., None], fill, cut)
     return cut.permute(0, 3, 1, 2)
 
 
@@ -205,10 +234,9 @@ def centre_crops(images: torch.Tensor, size: int) -> torch.Tensor:
     return images[:, first : first + size, first : first + size].permute(0, 3, 1, 2)
 
 
-def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Turn bytes (N, 3, H, W) into the model's input, float32 of the same shape: (bytes/255 - mean) / std."""
-    centre = 255 * torch.tensor(mean, device=pixels.device)[:, None, None]
-    return pixels.float().sub_(centre).div_(255 * torch.tensor(std, device=pixels.device)[:, None, None])
+    return pixels.float().sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:

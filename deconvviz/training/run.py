@@ -33,6 +33,8 @@ class Run:
     bar: bool
     optimizer: torch.optim.Optimizer = dataclasses.field(init=False)
     scaler: torch.amp.GradScaler = dataclasses.field(init=False)
+    mean: torch.Tensor = dataclasses.field(init=False)
+    std: torch.Tensor = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -40,6 +42,7 @@ class Run:
             raise ModelError("no parameter of the model has requires_grad=True: there is nothing to train.")
         r = self.recipe
         self.optimizer = torch.optim.SGD(parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov)
+        self.mean, self.std = (torch.tensor(v, device=self.device) for v in (self.card.mean, self.card.std))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
 
     @property
@@ -49,7 +52,7 @@ class Run:
 
     def logits(self, batch: torch.Tensor) -> torch.Tensor:
         """Run bytes (N, 3, H, W) through the model: (N, classes) float32."""
-        pixels = _pixels.normalise(batch.to(self.device), self.card.mean, self.card.std)
+        pixels = _pixels.normalise(batch.to(self.device), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             out = self.model(pixels)
         classes = len(self.card.classes or ())
@@ -58,11 +61,11 @@ class Run:
             raise ModelError(f"the model's output is {given}, expected (N, {classes}): one logit per class.")
         return out.float()
 
-    def signature(self, files: _pixels.Files) -> dict[str, Any]:
+    def signature(self, files: _pixels.Files, val_files: _pixels.Files | None) -> dict[str, Any]:
         """Return what must be equal for a checkpoint to be continued."""
         tensors = [(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]
-        listed = [(path.name, label) for path, label in zip(files.paths, files.labels, strict=True)]
         counts = f"{len(self.train.good)} + {len(self.val.good)}"
+        listed = [files.facts(), val_files and val_files.facts(), self.train.good.tolist(), self.val.good.tolist()]
         return {
             "network": self.card.name,
             "tensors": _digest(tensors),
@@ -70,6 +73,8 @@ class Run:
             "seed": self.seed,
             "dtype": str(self.amp),
             "input size": list(self.card.input_size),
+            "pixels": [self.card.resize, self.card.interpolation, list(self.card.mean), list(self.card.std)],
+            "classes": list(files.classes),
             "images": f"{counts}, {_digest(listed)[:12]}",
         }
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .. import zoo
 from ..errors import ModelError, OptionError
+from ..jobs.journal import Journal
 from ..zoo import Card
 from . import checkpoint as _checkpoint
 from . import pixels as _pixels
@@ -108,7 +109,8 @@ def train(
         ImageError: no folder, no images, one class only, or no image that can be read.
         ModelError: no network of that name, outputs that do not fit the classes, a loss that is not finite.
         OptionError: an option that has no meaning.
-        StoreError: `out` cannot be written, or holds the checkpoint of another run.
+        StoreError: `out` cannot be written, another process trains into it, or it holds the checkpoint of another
+            run: other images (by their names, sizes and times), another network or other options.
 
     Source: Zeiler & Fergus 2014, section 3 (recipe "paper"); He et al. 2016, section 4.2 ("cifar").
     """
@@ -118,27 +120,53 @@ def train(
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
     keeper = None if recorder is None else _prepare_recorder(recorder, network, card)
-    decoder = _pixels.Decoder(
-        card.resize,
-        card.interpolation,
-        None if cache is None else Path(cache),
-        workers or min(8, os.cpu_count() or 1),
-        progress,
-    )
-    pixels, val, skipped = decoder.decode_both(files, val_files, validation, seed)
-    names = tuple((class_names or {}).get(name, name) for name in files.classes)
-    card = dataclasses.replace(card, classes=names, licence=licence)
-    out = Path(out)
-    with _lend(network, place):
-        run = Run(network, chosen, card, pixels.near(place), val.near(place), place, amp, seed, progress)
-        history = _loop(run, out, files, resume, keep_epochs, keeper, on_epoch)
-    _checkpoint.save_weights(network, out / "weights.safetensors")
-    entry = run.card_entry(Path(data), files, history[-1])
-    card = dataclasses.replace(card, weights_file="weights.safetensors", training=entry)
-    card.write(out / "card.json")
+    out, folder = Path(out), None if cache is None else Path(cache)
+    with _claim(out):
+        decoder = _pixels.Decoder(
+            card.resize, card.interpolation, folder, workers or min(8, os.cpu_count() or 1), progress
+        )
+        pixels, val, skipped = decoder.decode_both(files, val_files, validation, seed)
+        names = tuple((class_names or {}).get(name, name) for name in files.classes)
+        card = dataclasses.replace(card, classes=names, licence=licence)
+        with _lend(network, place):
+            run = Run(network, chosen, card, pixels.near(place), val.near(place), place, amp, seed, progress)
+            signature = run.signature(files, val_files)
+            history = _loop(run, out / "checkpoint.pt", signature, resume, _After(out, keep_epochs, keeper, on_epoch))
+        _checkpoint.save_weights(network, out / "weights.safetensors")
+        entry = run.card_entry(Path(data), files, history[-1])
+        card = dataclasses.replace(card, weights_file="weights.safetensors", training=entry)
+        card.write(out / "card.json")
     if hasattr(model, "card"):
         model.card = card
     return Training(tuple(history), out / "weights.safetensors", out / "card.json", skipped)
+
+
+@contextlib.contextmanager
+def _claim(out: Path) -> Iterator[None]:
+    """Refuse a folder that cannot be written, or that another process trains into, before the work."""
+    with Journal(out / ".lock", out) as lock:
+        try:
+            yield
+        finally:
+            lock.remove()
+
+
+@dataclasses.dataclass(frozen=True)
+class _After:
+    """What is done with the model after each epoch, before its checkpoint."""
+
+    out: Path
+    keep: Collection[int]
+    recorder: Recorder | None
+    call: Callable[[nn.Module, int], None] | None
+
+    def __call__(self, model: nn.Module, number: int) -> None:
+        if number in self.keep:
+            _checkpoint.save_weights(model, self.out / f"epoch-{number:03d}.safetensors")
+        if self.recorder is not None:
+            self.recorder(model, number)
+        if self.call is not None:
+            self.call(model, number)
 
 
 def _network(
@@ -194,19 +222,11 @@ def _lend(model: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = mode
 
 
-def _loop(
-    run: Run,
-    out: Path,
-    files: _pixels.Files,
-    resume: bool,
-    keep_epochs: Collection[int],
-    recorder: Recorder | None,
-    on_epoch: Callable[[nn.Module, int], None] | None,
-) -> list[Epoch]:
-    path, signature = out / "checkpoint.pt", run.signature(files)
+def _loop(run: Run, path: Path, signature: Mapping[str, Any], resume: bool, after: _After) -> list[Epoch]:
+    """Train the epochs that the checkpoint at `path` does not hold."""
     history = _checkpoint.read(path, signature, run.parts, run.device) if resume else []
-    if recorder is not None:
-        recorder.follow(len(history))
+    if after.recorder is not None:
+        after.recorder.follow(len(history))
     for number in range(len(history) + 1, run.recipe.epochs + 1):
         start = time.perf_counter()
         with _seeded(epoch_seed(run.seed, number), run.device):
@@ -215,12 +235,7 @@ def _loop(
         seconds = time.perf_counter() - start
         history.append(Epoch(number, loss, accuracy, val_loss, top1, top5, lr, seconds))
         # The checkpoint comes last: a run that is killed here repeats the epoch, so no file or call is lost.
-        if number in keep_epochs:
-            _checkpoint.save_weights(run.model, out / f"epoch-{number:03d}.safetensors")
-        if recorder is not None:
-            recorder(run.model, number)
-        if on_epoch is not None:
-            on_epoch(run.model, number)
+        after(run.model, number)
         _checkpoint.write(path, signature, history, run.parts)
         if run.bar:
             tqdm.write(str(history[-1]), sys.stderr)
@@ -233,35 +248,69 @@ def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, fl
     run.model.train()
     generator = torch.Generator().manual_seed(epoch_seed(run.seed, number))
     rows = run.train.good[torch.randperm(len(run.train.good), generator=generator)]
-    batches = rows.split(run.recipe.batch_size)
-    size = run.card.input_size[0]
-    shift = int(size * run.recipe.shift) if run.train.images.shape[1] == size else 0
-    fill = torch.tensor(run.card.mean).mul(255).round() if run.recipe.border == "mean" else None
+    counts = [len(batch) for batch in rows.split(run.recipe.batch_size)]
+    images, size = run.train.images, run.card.input_size[0]
+    shift = int(size * run.recipe.shift) if images.shape[1] == size else 0
+    fill = (255 * run.mean).round().to(images) if run.recipe.border == "mean" else None
+    windows = _pixels.Windows.draw_epoch(counts, images.shape[1], size, shift, generator, images.device)
+    at = (index.split(run.recipe.batch_size) for index in run.train.rows(rows))
     errors = [1 - epoch.top1 for epoch in history]
-    total, right, lr = 0.0, 0, run.recipe.lr
-    bar = tqdm(batches, f"epoch {number}", unit="batch", leave=False, disable=None if run.bar else True)
-    for i, index in enumerate(bar):
-        step = (number - 1) * len(batches) + i
-        lr = rate(run.recipe, step, len(batches), errors)
-        crops = _pixels.random_crops(run.train.images[index], size, shift, generator, fill)
-        loss, hits = _step(run, crops, run.train.labels[index].to(run.device), lr)
-        if not math.isfinite(loss):
+    bar = tqdm(counts, f"epoch {number}", unit="batch", leave=False, disable=None if run.bar else True)
+    tally = _Tally(bar, number, late=run.device.type != "cpu")
+    for i, (count, here, there, window) in enumerate(zip(bar, *at, windows, strict=True)):
+        step = (number - 1) * len(counts) + i
+        lr = rate(run.recipe, step, len(counts), errors)
+        crops, labels = _pixels.random_crops(images[here], window, size, fill), run.train.labels[there]
+        tally.look()
+        tally.add(step, lr, count, _step(run, crops, labels, lr))
+    return tally.mean(lr)
+
+
+class _Tally:
+    """The losses and right answers of an epoch.
+
+    A GPU computes a step while the next one is prepared: its numbers are looked at, one wait, when that is done.
+    """
+
+    def __init__(self, bar: tqdm, number: int, late: bool) -> None:
+        self.bar, self.number, self.late = bar, number, late
+        self.total, self.right, self.count = 0.0, 0, 0
+        self.unseen: tuple[int, float, int, torch.Tensor] | None = None
+
+    def add(self, step: int, lr: float, count: int, numbers: torch.Tensor) -> None:
+        """Take a step's numbers, its loss and how many of its `count` answers were right."""
+        self.unseen = step, lr, count, numbers
+        if not self.late:
+            self.look()
+
+    def look(self) -> None:
+        """Count the last step; refuse a loss that is not finite."""
+        if self.unseen is None:
+            return
+        (step, lr, count, numbers), self.unseen = self.unseen, None
+        loss, hits = numbers.tolist()
+        if not math.isfinite(numbers[0]):
             raise ModelError(
-                f"the loss became {loss} at step {step} (epoch {number}, lr {lr:.3g}). "
+                f"the loss became {loss} at step {step} (epoch {self.number}, lr {lr:.3g}). "
                 "The checkpoint before it is untouched; train with a lower lr."
             )
-        total, right = total + loss * len(index), right + hits
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-    return total / len(rows), right / len(rows), lr
+        self.total, self.right, self.count = self.total + loss * count, self.right + int(hits), self.count + count
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+    def mean(self, lr: float) -> tuple[float, float, float]:
+        """Return the mean loss, the accuracy and the last learning rate."""
+        self.look()
+        return self.total / self.count, self.right / self.count, lr
 
 
-def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> tuple[float, int]:
-    """Change the weights once, unless the loss is not finite: loss, number of right answers."""
+def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+    """Change the weights once: (loss, number of right answers), on the device."""
     logits = run.logits(crops)
     loss = cross_entropy(logits, labels, label_smoothing=run.recipe.label_smoothing)
-    value = loss.item()
-    if not math.isfinite(value):
-        return value, 0
+    numbers = torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss)])
+    # Where looking costs no wait, a loss that is not finite leaves the weights alone.
+    if run.device.type == "cpu" and not math.isfinite(numbers[0]):
+        return numbers
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.zero_grad()
@@ -270,22 +319,24 @@ def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> tup
     run.scaler.update()
     if run.recipe.clamp_rms is not None:
         clamp_filters(run.model, run.recipe.clamp_rms)
-    return value, int((logits.argmax(1) == labels).sum())
+    return numbers
 
 
 @torch.no_grad()
 def _validate(run: Run) -> tuple[float, float, float]:
     """Return the mean loss, the top-1 and the top-5 accuracy on the centre crops."""
     run.model.eval()
-    total, first, five = 0.0, 0, 0
-    for index in run.val.good.split(4 * run.recipe.batch_size):
-        labels = run.val.labels[index].to(run.device)
-        logits = run.logits(_pixels.centre_crops(run.val.images[index], run.card.input_size[0]))
-        total += cross_entropy(logits, labels, reduction="sum").item()
+    sums = []
+    at = (index.split(4 * run.recipe.batch_size) for index in run.val.rows(run.val.good))
+    for here, there in zip(*at, strict=True):
+        labels = run.val.labels[there]
+        logits = run.logits(_pixels.centre_crops(run.val.images[here], run.card.input_size[0]))
+        loss = cross_entropy(logits, labels, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        first, five = first + int(hits[:, 0].sum()), five + int(hits.sum())
+        sums.append(torch.stack([loss, hits[:, 0].sum().to(loss), hits.sum().to(loss)]))
     n = len(run.val.good)
-    return total / n, first / n, five / n
+    total, first, five = (sum(column) / n for column in zip(*torch.stack(sums).tolist(), strict=True))
+    return total, first, five
 
 
 @contextlib.contextmanager

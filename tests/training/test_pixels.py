@@ -128,7 +128,8 @@ def test_one_image_cannot_be_split(tmp_path):
 @pytest.mark.parametrize(("full", "size", "shift"), [(8, 8, 3), (10, 7, 0), (9, 9, 0), (9, 8, 2)])
 def test_random_crops_are_windows_of_the_reflected_image(full, size, shift):
     images = torch.randint(0, 256, (40, full, full, 3), dtype=torch.uint8)
-    crops = _pixels.random_crops(images, size, shift, torch.Generator().manual_seed(0))
+    windows = _pixels.Windows.draw(40, full, size, shift, torch.Generator().manual_seed(0))
+    crops = _pixels.random_crops(images, windows, size)
     assert crops.shape == (40, 3, size, size)
     assert crops.is_contiguous(memory_format=torch.channels_last)
     places = set()
@@ -156,7 +157,7 @@ def test_centre_crops_and_normalise():
     crops = _pixels.centre_crops(images, 2)
     assert torch.equal(crops, images[:, 1:3, 1:3].permute(0, 3, 1, 2))
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 1 / 255)
-    out = _pixels.normalise(crops, mean, std)
+    out = _pixels.normalise(crops, torch.tensor(mean), torch.tensor(std))
     expected = (crops.double() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
     assert out.dtype == torch.float32
