@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..model.table import as_text
 from ..results.base import Result
+from ..results.text import amount, as_text
 from .similarity import strength
 
 TITLES = {
@@ -23,7 +22,7 @@ TITLES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MethodComparison(Result):
     """What M methods say of one image, and of the same network with S sets of its layers drawn at random, D times.
 
@@ -53,6 +52,7 @@ class MethodComparison(Result):
     randomized: tuple[Tensor, ...]
     rank_correlation: Tensor
     ssim: Tensor
+    drawn_by = "comparison"
 
     def __getitem__(self, method: str) -> Tensor:
         """Return one method's map of the trained network."""
@@ -71,7 +71,13 @@ class MethodComparison(Result):
         """Return (H, W) float64: the sum over the channels of the absolute values of one method's map."""
         return strength(self[method])
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Say of what, how many methods, and how often weights were drawn at random."""
+        height, width = self.image.shape[1:]
+        draws = f", {amount(len(self.stages), 'stage')} × {amount(self.ssim.shape[2], 'draw')}" if self.stages else ""
+        return f"{self.target}: {amount(len(self.methods), 'method')}, {height}×{width} px{draws}"
+
+    def table(self) -> str:
         """Return a table: ρ of each method at each stage, mean over the draws, and SSIM at the last."""
         head = f"{self.target}, value {self.value:.4g}"
         if not self.stages:
@@ -92,19 +98,3 @@ class MethodComparison(Result):
                 f"when all weights are: {same}, {float(every.max()):.2f}",
             ]
         )
-
-    def plot(self, figure: Any = None, *, what: str = "maps") -> Any:
-        """Draw the methods side by side, or with `what="randomized"` what the random weights make of them.
-
-        "maps": each map as its method draws it, signed and around gray, and below it the strength per pixel that is
-        compared. "randomized": methods in rows, the trained network at the left, then more and more random layers;
-        the number is ρ of the first draw. Each tile has its own scale; its largest half percent saturates.
-
-        Raises:
-            OptionError: Another `what`, or nothing was randomized.
-        """
-        from ..plotting.comparison import draw_maps, draw_randomized
-
-        if what not in ("maps", "randomized"):
-            raise OptionError(f"what={what!r} has no meaning here. Give 'maps' or 'randomized'.")
-        return (draw_maps if what == "maps" else draw_randomized)(self, figure)

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..images.display import GRAY, inside_image, peak_of, rgb, true_colours
 from ..projection.result import Projections
-
-# `plot` imports matplotlib, which `import deconvviz` and its names do without: it comes with the first picture.
 
 MOST = 112  # pixels: the longest side of a tile; larger ones are reduced
 _LOSSLESS = 16  # pixels: tiles up to this side are so few bytes that JPEG would save none and blur them
@@ -53,30 +52,26 @@ def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]
     Each projection is stretched by itself, so that its bytes are used in full. Its contrast is what takes it back to
     the scale that all of the unit share: shown = 128 + (stored - 128) · contrast.
     """
-    from ..plotting import projections as plot
-
     one, of_all = result.projections[row].float(), slice(row, row + 1)
     signal, contrast = stretch(one)
     patches = result.patches[of_all].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
-    inside = plot._inside(result.boxes[of_all], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
-    photos = plot.true_colours(patches, inside, result.mean, result.std)
-    photos = torch.where(inside, photos, plot.GRAY)[0]
+    inside = inside_image(result.boxes[of_all], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
+    photos = true_colours(patches, inside, result.mean, result.std)
+    photos = torch.where(inside, photos, GRAY)[0]
     # Both blocks fill whole rows: the first patch starts a row.
     missing = -len(one) % shape.columns
-    gap = signal.new_full((missing, *signal.shape[1:]), plot.GRAY)
+    gap = signal.new_full((missing, *signal.shape[1:]), GRAY)
     tiles = torch.cat([_bytes(torch.cat([signal, gap]), shape, signed=True), _bytes(photos, shape)])
     return sprite(tiles, shape), contrast
 
 
 def stretch(values: Tensor) -> tuple[Tensor, list[float]]:
     """Return signed tiles (K, C, h, w) each on its own scale within 0–1, and what brings them to a common one."""
-    from ..plotting import projections as plot
-
-    own = torch.stack([plot._most(tile.flatten()) for tile in values])
+    own = torch.stack([peak_of(tile.flatten()) for tile in values])
     empty = ~values.flatten(1).any(1)
-    contrast = (own / plot._most(values.flatten())).masked_fill(empty, 0)
-    scaled = plot.GRAY + plot.GRAY * (values / own.view(-1, 1, 1, 1)).clamp(-1, 1)
+    contrast = (own / peak_of(values.flatten())).masked_fill(empty, 0)
+    scaled = GRAY + GRAY * (values / own.view(-1, 1, 1, 1)).clamp(-1, 1)
     return scaled, [shorten(c) for c in contrast.tolist()]
 
 
@@ -93,9 +88,7 @@ def photo(pixels: Tensor, shape: Shape) -> str:
 
 def _bytes(tiles: Tensor, shape: Shape, *, signed: bool = False) -> Tensor:
     """Return (n, h, w, 3) uint8 of the size that the sprite has."""
-    from ..plotting import projections as plot
-
-    tiles = plot._rgb(tiles[None])[0]
+    tiles = rgb(tiles[None])[0]
     if tuple(tiles.shape[-2:]) != shape.size:
         tiles = torch.nn.functional.interpolate(tiles, shape.size, mode="bilinear", antialias=True).clamp(0, 1)
     levels = ZERO + (2 * tiles - 1) * (ZERO - 1) if signed else tiles * 255

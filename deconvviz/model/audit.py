@@ -11,9 +11,9 @@ from torch import nn
 
 from ..errors import UnsupportedOp
 from ..guard import placement, untouched
+from ..results.text import as_html, as_text
 from ..rules import table as rules
 from ..tape.record import Op, Tape, record
-from .table import as_html, as_text
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..devices import sent
 from ..errors import LayerError
+from ..results.text import as_html, as_text
 from ..tape.receptive_field import Reach
 
 
@@ -127,19 +127,3 @@ def find(rows: Sequence[Layer], wanted: int | str) -> Layer:
     raise LayerError(
         f"there is no layer {wanted!r} whose result is a tensor; the layers are {', '.join(r.name for r in rows)}."
     )
-
-
-def as_text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows out in columns."""
-    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (headings, *rows))
-    return "\n".join(lines)
-
-
-def as_html(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows out for a notebook."""
-
-    def line(tag: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    return f"<table>{line('th', headings)}{''.join(line('td', row) for row in rows)}</table>"

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..results import store as _store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..results.base import Result, tuples
+from ..results.text import amount
 
 
-@dataclass(frozen=True)
-class Occlusion:
+@dataclass(frozen=True, eq=False, repr=False)
+class Occlusion(Result):
     """What one image's scan measured: position maps, one number per occluder position, and the unoccluded values.
 
-    All tensors are on the CPU. With a list of targets `probability` and `logit` are (T, R, C).
+    All tensors are on the CPU. With a list of targets `probability` and `logit` are (T, R, C). `plot` draws the five
+    panels of the paper's Fig. 7, see `deconvviz.plotting.occlusion.draw`.
 
     Attributes:
         image, fill: (C, H, W) the image and what covers it, in the model's input space; `mean` and `std` take them
@@ -69,6 +68,8 @@ class Occlusion:
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    file_kind = "occlusion"
+    drawn_by = "occlusion"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -122,49 +123,37 @@ class Occlusion:
             return target
         return self.class_names[target] if self.class_names else f"class {target}"
 
-    def plot(self, figure: Figure | None = None, **options: Any) -> Figure:
-        """Draw the five panels of the paper's Fig. 7, see `deconvviz.plotting.occlusion.draw`."""
-        from ..plotting import occlusion as _panels
-
-        return _panels.draw(self, figure, **options)
-
-    def overlay(self, figure: Figure | None = None, **options: Any) -> Figure:
+    def overlay(self, figure: Any = None, **options: Any) -> Any:
         """Draw the attribution over the image, see `deconvviz.plotting.occlusion.overlay`."""
-        from ..plotting import occlusion as _panels
-
-        return _panels.overlay(self, figure, **options)
+        return self.drawing("overlay")(self, figure, **options)
 
     def animate(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write a GIF of the occluder and the probability side by side, see `deconvviz.plotting.animation.animate`."""
-        from ..plotting import animation as _animation
+        self.drawing("animate", "animation")(self, path, **options)
 
-        _animation.animate(self, path, **options)
+    def describe(self) -> str:
+        """Say of which target, how many positions and pixels."""
+        targets = self.target if isinstance(self.target, tuple) else (self.target,)
+        rows, cols = self.label.shape
+        what = amount(rows, "mask") if self.size is None else f"{rows}×{cols} positions"
+        height, width = self.image_size
+        return f"{', '.join(map(self.name_of, targets))}: {what}, {height}×{width} px"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a file's header says, and the arrays in it."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {name: value for name, value in held.items() if isinstance(value, Tensor)}
         arrays |= {f"unoccluded.{name}": value for name, value in self.unoccluded.items()}
-        meta = {n: v for n, v in arrays.items() if v is not None and not isinstance(v, (Tensor, dict))}
-        held = [(n, v) for n, v in arrays.items() if isinstance(v, Tensor)]
-        # The widest numbers first: every array then starts at a multiple of its numbers' size.
-        arrays = dict(sorted(held, key=lambda item: -item[1].dtype.itemsize))
-        _store.save(path, arrays, {"kind": "occlusion", "deviation": self.deviation, **meta})
+        plain = {n: v for n, v in held.items() if v is not None and not isinstance(v, (Tensor, dict))}
+        return {"deviation": self.deviation, **plain}, arrays
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Occlusion:
-        """Read a file that `save` wrote."""
-        arrays, meta = _store.load(path, "occlusion")
-        meta.pop("kind")
-        plain: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in meta.items()}
-        for name in ("size", "activation"):
-            plain.setdefault(name, None)
+    def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Occlusion:
+        """Take back what `header` returned."""
+        plain: dict[str, Any] = {"size": None, "activation": None}
+        plain |= {name: tuples(value) for name, value in facts.items()}
         base = {n.partition(".")[2]: arrays.pop(n) for n in list(arrays) if n.startswith("unoccluded.")}
         return cls(**plain | arrays, unoccluded=base)
-
-    def _repr_png_(self) -> bytes:
-        from ..plotting import projections as plot
-
-        return plot.png(self.plot())
 
 
 def _covers(first: Tensor, window: int, length: int) -> Tensor:

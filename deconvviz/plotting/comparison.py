@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..comparison.result import TITLES
+from ..comparison.result import TITLES, MethodComparison
 from ..comparison.similarity import strength
-from . import projections as plot
-from .studies import short
-
-if TYPE_CHECKING:
-    from ..comparison.result import MethodComparison
+from ..errors import OptionError
+from ..images import display
+from .style import DPI, inches, short
 
 _SIDE, _GAP = 1.3, 0.09  # inches: the longer side of a tile, between tiles
 
@@ -28,19 +26,39 @@ def title_of(method: str) -> str:
 
 def signed(full: Tensor) -> np.ndarray:
     """Return (H, W, 3): colours around mid-gray for (C, H, W), blue to red through white for (1, H, W)."""
-    level = plot.signed(full.float()[None, None], per="tile")[0, 0]
+    level = display.signed(full.float()[None, None], per="tile")[0, 0]
     if len(full) == 1:
         return matplotlib.colormaps["RdBu_r"](level[0].numpy())[..., :3]
-    return plot._rgb(level[None, None])[0, 0].permute(1, 2, 0).numpy()
+    return display.rgb(level[None, None])[0, 0].permute(1, 2, 0).numpy()
 
 
 def dark(full: Tensor) -> np.ndarray:
     """Return (H, W): the strength of (C, H, W), white for none; its largest half percent is black."""
-    level = plot.signed(strength(full).float()[None, None, None], per="tile")[0, 0, 0]
+    level = display.signed(strength(full).float()[None, None, None], per="tile")[0, 0, 0]
     return 2 - 2 * level.numpy()
 
 
-def draw_maps(result: MethodComparison, figure: Any = None) -> Any:
+def draw(result: MethodComparison, figure: Any = None, *, what: str = "maps") -> Any:
+    """Draw the methods side by side, or what the random weights make of them.
+
+    Each tile has its own scale; its largest half percent saturates.
+
+    Args:
+        result: What `compare_methods` returned.
+        figure: A matplotlib figure to draw into; a new one if None.
+        what: "maps": each map as its method draws it, signed and around gray, and below it the strength per pixel that
+            is compared. "randomized": methods in rows, the trained network at the left, then more and more random
+            layers; the number is ρ of the first draw.
+
+    Raises:
+        OptionError: Another `what`, or nothing was randomized.
+    """
+    if what not in ("maps", "randomized"):
+        raise OptionError(f"what={what!r} has no meaning here. Give 'maps' or 'randomized'.")
+    return (_maps if what == "maps" else _randomized)(result, figure)
+
+
+def _maps(result: MethodComparison, figure: Any) -> Any:
     """Draw the image and each method's signed map, and below it its strength."""
     page = _Page(result, figure, columns=1 + len(result.methods), rows=2, head=0.25, foot=0.0, left=0.09, under=0.0)
     axes = page.tile(0, 0, result.picture.permute(1, 2, 0).numpy())
@@ -52,10 +70,8 @@ def draw_maps(result: MethodComparison, figure: Any = None) -> Any:
     return page.figure
 
 
-def draw_randomized(result: MethodComparison, figure: Any = None) -> Any:
+def _randomized(result: MethodComparison, figure: Any) -> Any:
     """Draw the strength of each method's map: of the trained network, then of more and more random ones."""
-    from ..errors import OptionError
-
     if not result.stages:
         raise OptionError("nothing was randomized in this comparison. Call compare_methods with stages=8.")
     count = len(result.methods)
@@ -97,8 +113,8 @@ class _Page:
         self.down = head + rows * (self.height + under + _GAP) + foot
         self.top = self.down - head
         if figure is None:
-            figure = Figure(figsize=(self.across, self.down), dpi=2 * plot.DPI, facecolor="white")
-        self.figure, self.scale = figure, plot._inches(figure) / self.across
+            figure = Figure(figsize=(self.across, self.down), dpi=2 * DPI, facecolor="white")
+        self.figure, self.scale = figure, inches(figure) / self.across
 
     def place(self, column: int, row: int) -> tuple[float, float, float, float]:
         """Return left, bottom, width, height of a tile in parts of the figure."""

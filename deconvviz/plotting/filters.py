@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..errors import OptionError
-from .projections import GRAY, signed
-from .studies import COLOURS, new_figure
-
-if TYPE_CHECKING:
-    from ..studies.filters import Filters
+from ..images.display import GRAY, signed
+from ..studies.filters import FilterComparison, Filters
+from .style import COLOURS, new_figure
 
 _GAP = 2  # pixels of a sheet between tiles
 _SHARES = ("filters", "median RMS")  # the figures that are no shares
 _SHADES = (COLOURS[5], "0.6", COLOURS[2], COLOURS[4], COLOURS[3])
 
 
-def draw_filters(results: Mapping[str, Filters], figure: Any = None, *, scale: str = "all") -> Any:
+def draw(result: Filters | FilterComparison, figure: Any = None, *, scale: str = "all") -> Any:
     """Draw each network's filters by falling RMS, its figures below, frames around the faulty ones.
 
     Args:
-        results: Name to filters, side by side.
+        result: What `filters` or `compare_filters` returned.
         figure: A matplotlib figure to draw into; a new one if None.
         scale: "all": one symmetric scale for a network's filters, so that dead ones are gray; "filter": each
             stretched by itself. Zero is mid-gray in both.
     """
+    results = {"": result} if isinstance(result, Filters) else dict(zip(result.names, result.filters, strict=True))
     if scale not in ("all", "filter"):
         raise OptionError(f"scale={scale!r} has no meaning here. Give 'all' or 'filter'.")
     columns = len(results)

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from ..images.display import rgb, signed
 from ..occlusion.cells import cell_edges, covered, label_index, over_image, pixels, score, short
 from ..occlusion.result import Occlusion
-from . import projections as plot
+from .style import DPI, inches
 
 WIDTH, HEIGHT = 13.0, 4.3  # inches of a figure of its own; all places below are in these
 SIDE, STEP, LEFT, FLOOR = 2.4, 2.58, 0.14, 1.38  # panels: side, one to the next, the first's left, all bottoms
@@ -50,7 +51,7 @@ def draw(
     first = result.target[0] if isinstance(result.target, tuple) else result.target
     result = result.only(first if target is None else target)
     if figure is None:
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=plot.DPI, facecolor="white")
+        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
     page = _Page(figure, result)
     if title:
         figure.text(LEFT / WIDTH, 1 - 0.1 / HEIGHT, title, fontsize=10 * page.scale, va="top")
@@ -85,7 +86,7 @@ def overlay(
     limit = float(np.nanmax(np.abs(drop))) if np.isfinite(drop).any() else 0.0
     scale = Normalize(-(limit or 1.0), limit or 1.0)
     if figure is None:
-        figure = Figure(figsize=(4.2, 4.9), dpi=plot.DPI, facecolor="white")
+        figure = Figure(figsize=(4.2, 4.9), dpi=DPI, facecolor="white")
     axes = figure.add_axes((0.03, 0.17, 0.94, 0.76))
     height, width = result.image_size
     frame = (0, width, height, 0)
@@ -107,7 +108,7 @@ class _Page:
 
     def __init__(self, figure: Figure, result: Occlusion) -> None:
         self.figure, self.result = figure, result
-        self.scale = plot._inches(figure) / WIDTH
+        self.scale = inches(figure) / WIDTH
 
     def axes(self, column: int, box: tuple[float, float, float, float] = (0, FLOOR, SIDE, SIDE)) -> Axes:
         """Add axes; `box` is left, bottom, width, height within the column, in inches."""
@@ -246,7 +247,7 @@ def _quiet(bar: object, scale: float) -> None:
 
 def _signed(projections: Tensor) -> np.ndarray:
     """Return projections (N, C, h, w) as (N, h, w, 3) around mid-gray, each on its own scale."""
-    return plot._rgb(plot.signed(projections.float()[None], per="tile"))[0].permute(0, 2, 3, 1).numpy()
+    return rgb(signed(projections.float()[None], per="tile"))[0].permute(0, 2, 3, 1).numpy()
 
 
 def _pair(pair: Sequence[int]) -> str:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.figure import Figure
 from skimage.util import montage
 
 from ..errors import OptionError, UnitError
+from ..images.display import GRAY, inside_image, rgb, signed, true_colours
+from ..projection.result import Projections
+from .style import DPI, inches
 
-if TYPE_CHECKING:
-    from ..projection.result import Projections
-
-DPI = 144  # two pixels to the point
 MOST = 64  # blocks in one picture; more would be dots
-SATURATED = 0.005  # of a block's values are shown as plain white or black
-GRAY = 0.5  # a projection of zero, and what lies beyond the image's edge
 _RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
 _SCALES = ("unit", "projection")
 
@@ -72,7 +68,7 @@ def draw(
         axes.imshow(array, origin="upper", aspect="equal", interpolation="antialiased", vmin=0, vmax=1)
         axes.set_axis_off()
         # Font sizes follow the array, so that a small given figure has small numbers.
-        point = axes.get_position().width * _inches(figure) * 72 / width
+        point = axes.get_position().width * inches(figure) * 72 / width
         axes.text(_GAP, -2, name, fontsize=15 * point, color="0.35", va="bottom")
         for block, row in enumerate(rows):
             x, y = grid.corner(block)
@@ -100,44 +96,9 @@ def compose(
     signal = signed(result.projections[rows].float(), per="block" if scale == "unit" else "tile")
     patches = result.patches[rows].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
-    inside = _inside(result.boxes[rows], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
+    inside = inside_image(result.boxes[rows], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
     photos = torch.where(inside, true_colours(patches, inside, result.mean, result.std), GRAY)
     return grid.fill(signal), grid.fill(photos)
-
-
-def signed(values: torch.Tensor, *, per: str) -> torch.Tensor:
-    """Map signed (U, K, C, h, w) to 0–1: zero becomes mid-gray, one symmetric scale per block or tile.
-
-    The largest half percent of the values that are not zero saturates: a few peaks would leave the rest gray.
-    """
-    rows = values.flatten(1 if per == "block" else 2)
-    scales = torch.stack([_most(row) for row in rows.flatten(0, -2)]).view(rows.shape[:-1])
-    scale = scales.view(*scales.shape, *(1,) * (values.dim() - scales.dim()))
-    return GRAY + GRAY * (values / scale).clamp(-1, 1)
-
-
-def _most(values: torch.Tensor) -> torch.Tensor:
-    sizes = values[values != 0].abs()
-    if not len(sizes):
-        return values.new_ones(())
-    rank = max(1, math.ceil((1 - SATURATED) * len(sizes)))
-    return sizes.kthvalue(rank).values.clamp_min(1e-30)  # dividing by a denormal number would overflow
-
-
-def true_colours(
-    patches: torch.Tensor,
-    inside: torch.Tensor,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> torch.Tensor:
-    """Undo `(pixels - mean) / std` on (U, K, C, h, w); without them stretch each patch's inside to 0–1."""
-    if mean is not None and std is not None:
-        shape = (-1, 1, 1)
-        return (patches * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
-    dims = (2, 3, 4)
-    low = patches.where(inside, math.inf).amin(dim=dims, keepdim=True)
-    high = patches.where(inside, -math.inf).amax(dim=dims, keepdim=True)
-    return ((patches - low) / (high - low).clamp_min(1e-12)).nan_to_num(GRAY).clamp(0, 1)
 
 
 def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = "") -> Figure:
@@ -146,7 +107,7 @@ def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = ""
     Example:
         >>> sheet(deconvviz.deconv(model, images, layer=5, unit=3)).savefig("unit-3.png")  # doctest: +SKIP
     """
-    tiles = _rgb(signed(values.detach().cpu().float()[None], per="tile"))[0].permute(0, 2, 3, 1).numpy()
+    tiles = rgb(signed(values.detach().cpu().float()[None], per="tile"))[0].permute(0, 2, 3, 1).numpy()
     array = _montage(tiles, _Grid.square(len(tiles)), 2 * _RULE)
     height, width = array.shape[:2]
     if figure is None:
@@ -157,15 +118,6 @@ def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = ""
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize=8, pad=3)
     return figure
-
-
-def png(figure: FigureBase) -> bytes:
-    """Return the figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    whole = figure.figure if isinstance(figure, SubFigure) else figure
-    assert isinstance(whole, Figure)
-    whole.savefig(buffer, format="png", dpi="figure")
-    return buffer.getvalue()
 
 
 class _Grid(NamedTuple):
@@ -200,7 +152,7 @@ class _Grid(NamedTuple):
 
     def fill(self, tiles: torch.Tensor) -> np.ndarray:
         """Put tiles (U, K, C, h, w) in their places: (H, W, 3)."""
-        tiles = self._resized(_rgb(tiles).flatten(0, 1)).unflatten(0, tiles.shape[:2])
+        tiles = self._resized(rgb(tiles).flatten(0, 1)).unflatten(0, tiles.shape[:2])
         shape = self.square(self.tiles)
         blocks = [_montage(block, shape, _RULE) for block in tiles.permute(0, 1, 3, 4, 2).numpy()]
         return _montage(np.stack(blocks), self.square(self.blocks), _GAP)
@@ -215,25 +167,6 @@ class _Grid(NamedTuple):
 
 def _montage(images: np.ndarray, shape: tuple[int, int], padding: int) -> np.ndarray:
     return montage(images, fill=(1.0, 1.0, 1.0), grid_shape=shape, padding_width=padding, channel_axis=-1)
-
-
-def _rgb(tiles: torch.Tensor) -> torch.Tensor:
-    """Return three channels; anything but gray and RGB is shown as the mean of its channels."""
-    if tiles.shape[2] != 3:
-        tiles = tiles.mean(2, keepdim=True).expand(-1, -1, 3, -1, -1)
-    return tiles
-
-
-def _inside(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Mark the pixels (U, K, 1, h, w) that lie in the image; a box at an edge lacks that side."""
-    top, left, bottom, right = (edge[..., None] for edge in boxes.unbind(-1))
-    return (_span(top, bottom, height)[..., :, None] & _span(left, right, width)[..., None, :])[:, :, None]
-
-
-def _span(start: torch.Tensor, stop: torch.Tensor, length: int) -> torch.Tensor:
-    first = torch.where(start == 0, length - (stop - start), 0)
-    place = torch.arange(length)
-    return (place >= first) & (place < first + stop - start)
 
 
 def _rows(result: Projections, units: Sequence[int] | None) -> list[int]:
@@ -259,8 +192,3 @@ def _story(result: Projections, row: int, side: int) -> str:
         return "images " + ", ".join(str(int(i)) for i in result.image_ids[row])
     values = ", ".join(f"{float(a):.3g}" for a in result.activations[row])
     return f"unit {int(result.units[row])}: {values}"
-
-
-def _inches(figure: FigureBase) -> float:
-    """Return the width of a figure or of a subfigure."""
-    return float(figure.bbox.width / figure.dpi)  # type: ignore[attr-defined]

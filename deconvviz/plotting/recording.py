@@ -6,7 +6,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import OptionError, UnitError
+from ..images.display import GRAY, inside_image, rgb, signed, true_colours
 from ..results import store as _store
-from . import projections as plot
-
-if TYPE_CHECKING:
-    from ..training.recording import Recording, Track
+from ..results.base import png
+from ..training.recording import THRESHOLD, Recording, Track
+from .style import DPI, inches
 
 TILE = 72  # pixels, half an inch
 FEW, MOST = 6, 64  # units of a layer where all layers are drawn, where one is
@@ -116,21 +116,21 @@ def _panel(track: Track, rows: Sequence[int], tiles: Tensor, title: str) -> Pane
 def _signal(track: Track, rows: Sequence[int], scale: str = "projection") -> Tensor:
     """Return the units' projections as tiles (R, E, 3, TILE, TILE) around mid-gray."""
     values = track.projections[:, rows].transpose(0, 1)
-    return _fit(plot.signed(values, per="tile" if scale == "projection" else "block"))
+    return _fit(signed(values, per="tile" if scale == "projection" else "block"))
 
 
 def _photos(track: Track, rows: Sequence[int], recording: Recording) -> Tensor:
     """Return the units' patches as tiles (R, E, 3, TILE, TILE); gray where a unit was silent for all images."""
     patches, boxes = (x[:, rows].transpose(0, 1) for x in (track.patches, track.boxes))
-    inside = plot._inside(boxes, *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
-    photos = plot.true_colours(patches, inside, recording.mean, recording.std)
+    inside = inside_image(boxes, *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
+    photos = true_colours(patches, inside, recording.mean, recording.std)
     spoke = (track.activations[:, rows].T != 0)[..., None, None, None]
-    return _fit(torch.where(inside & spoke, photos, plot.GRAY))
+    return _fit(torch.where(inside & spoke, photos, GRAY))
 
 
 def _fit(tiles: Tensor) -> Tensor:
     """Bring tiles (R, K, C, h, w) to (R, K, 3, TILE, TILE): small ones keep sharp pixels."""
-    flat = plot._rgb(tiles).flatten(0, 1)
+    flat = rgb(tiles).flatten(0, 1)
     if 4 * max(flat.shape[-2:]) <= TILE:
         flat = torch.nn.functional.interpolate(flat, (TILE, TILE), mode="nearest")
     else:
@@ -143,7 +143,7 @@ def _page(panels: Sequence[Panel], figure: Figure | None = None, note: str = "")
     widths = [_LABEL + panel.size[0] + _APART for panel in panels]
     page = (sum(widths), _TITLE + _HEAD + max(panel.size[1] for panel in panels) + _FOOT)
     if figure is None:
-        figure = Figure(figsize=(page[0] / plot.DPI, page[1] / plot.DPI), dpi=plot.DPI, facecolor="white")
+        figure = Figure(figsize=(page[0] / DPI, page[1] / DPI), dpi=DPI, facecolor="white")
     left = 0
     for panel, width in zip(panels, widths, strict=True):
         _place(panel, figure, left, page)
@@ -184,7 +184,7 @@ def _compose(panel: Panel) -> np.ndarray:
 
 def _point(figure: Figure, page: tuple[int, int]) -> float:
     """Return the font size of one pixel of the page: a small figure has small letters."""
-    return plot._inches(figure) * 72 / page[0]
+    return inches(figure) * 72 / page[0]
 
 
 def draw_filters(recording: Recording, figure: Figure | None = None) -> Figure:
@@ -192,7 +192,7 @@ def draw_filters(recording: Recording, figure: Figure | None = None) -> Figure:
     recording.check()
     if not recording.filters.shape[1]:
         raise OptionError("this network has no convolution: there are no filters to draw.")
-    sheets = plot.signed(recording.filters, per="block")
+    sheets = signed(recording.filters, per="block")
     panels = [_sheet(f"epoch {e}", s[:MOST]) for e, s in zip(recording.epochs, sheets, strict=True)]
     return _page(panels, figure)
 
@@ -206,12 +206,12 @@ def _sheet(title: str, tiles: Tensor, fitted: bool = False) -> Panel:
     return Panel(title, (), (), filled, torch.zeros(rows, columns, dtype=torch.bool))
 
 
-def draw_convergence(recording: Recording, figure: Figure | None, threshold: float) -> Figure:
+def draw_convergence(recording: Recording, figure: Figure | None = None, *, threshold: float = THRESHOLD) -> Figure:
     """Draw the mean similarity to the last epoch, one curve per layer."""
     from matplotlib import colormaps
 
     curves, half = recording.convergence(), recording.half_settled(threshold)
-    figure = figure or Figure(figsize=(6.4, 3.4), layout="constrained", dpi=plot.DPI)
+    figure = figure or Figure(figsize=(6.4, 3.4), layout="constrained", dpi=DPI)
     axes = figure.subplots()
     for i, (track, curve) in enumerate(zip(recording.layers, curves, strict=True)):
         epoch = half[track.name]
@@ -236,7 +236,9 @@ def draw_convergence(recording: Recording, figure: Figure | None, threshold: flo
     return figure
 
 
-def animate(recording: Recording, path: str | os.PathLike[str], layer: int | str | None, seconds: float) -> None:
+def animate(
+    recording: Recording, path: str | os.PathLike[str], *, layer: int | str | None = None, seconds: float = 0.8
+) -> None:
     """Write a GIF: at each epoch the projections of the units, beside their patches where one layer is asked for.
 
     Example:
@@ -260,7 +262,7 @@ def animate(recording: Recording, path: str | os.PathLike[str], layer: int | str
     frames = []
     for i, epoch in enumerate(recording.epochs):
         panels = [_sheet(title, tiles[:, i], fitted=True) for title, tiles in sides]
-        with Image.open(io.BytesIO(plot.png(_page(panels, note=f"epoch {epoch}")))) as frame:
+        with Image.open(io.BytesIO(png(_page(panels, note=f"epoch {epoch}")))) as frame:
             frames.append(frame.convert("RGB").quantize(255, dither=Image.Dither.NONE))
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(3000 * seconds)]
     with _store.replacing(path) as temporary:

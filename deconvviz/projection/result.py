@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from ..results import store as _store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..results.base import Result, tuples
+from ..results.text import amount
 
 
-@dataclass(frozen=True)
-class Projections:
+@dataclass(frozen=True, eq=False, repr=False)
+class Projections(Result):
     """The top activations of U units of a layer: K images each, their patches and their projections.
 
     Fields, all tensors on the CPU: `units` (U,), `activations` (U, K), `image_ids` (U, K) index into the images
@@ -23,6 +20,7 @@ class Projections:
     in input pixels, `patches` and `projections` (U, K, C, h, w), where h × w is the layer's largest receptive field
     clipped to the image; what a box lacks at the image's edge is zero. Patches are in the model's input space;
     `mean` and `std` take them back to pixels in 0–1. Large results are mapped from a file and read when looked at.
+    `plot` draws the paper's Fig. 2, see `deconvviz.plotting.projections.draw`.
     """
 
     layer: str
@@ -38,36 +36,25 @@ class Projections:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def plot(self, figure: Figure | None = None, **options: Any) -> Figure:
-        """Draw the paper's Fig. 2, see `deconvviz.plotting.projections.draw`."""
-        from ..plotting import projections as plot
+    file_kind = "projections"
+    drawn_by = "projections"
 
-        return plot.draw(self, figure, **options)
+    def describe(self) -> str:
+        """Say of which layer, how many and how large."""
+        units, images = self.image_ids.shape
+        height, width = self.patches.shape[-2:]
+        return f"{self.layer}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file."""
-        _store.save(path, {name: getattr(self, name) for name in _ARRAYS}, self.meta())
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a file's header says, and the arrays in it."""
+        return {name: getattr(self, name) for name in _FACTS}, {name: getattr(self, name) for name in _ARRAYS}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Projections:
-        """Read a file that `save` or `project(..., out=path)` wrote; pictures are read when looked at."""
-        arrays, meta = _store.load(path, "projections")
-        meta.pop("kind")
-        for name in ("mean", "std"):
-            given = meta[name]
-            meta[name] = tuple(given) if isinstance(given, list) else None
-        fields: dict[str, Any] = {**arrays, **meta}
+    def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Projections:
+        """Take back what `header` returned."""
+        fields: dict[str, Any] = {**arrays, **{name: tuples(value) for name, value in facts.items()}}
         return cls(**fields)
-
-    def meta(self) -> dict[str, object]:
-        """Return what the file's header says beside the arrays."""
-        plain = {name: getattr(self, name) for name in ("layer", "number", "rule", "mean", "std")}
-        return {"kind": "projections", **plain}
-
-    def _repr_png_(self) -> bytes:
-        from ..plotting import projections as plot
-
-        return plot.png(self.plot())
 
 
 _ARRAYS = ("units", "activations", "image_ids", "positions", "boxes", "patches", "projections")
+_FACTS = ("layer", "number", "rule", "mean", "std")

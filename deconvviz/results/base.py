@@ -1,52 +1,150 @@
-"""What the results of the studies share: one file each on disk, one picture each in a notebook."""
+"""What all results share: one file each on disk, one line in a terminal, one picture in a notebook."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-from . import store as _store
+from ..errors import StoreError
+from . import store
 
-_Kind = TypeVar("_Kind", bound="Result")
+_Kind = TypeVar("_Kind", bound="Stored")
 
 
-class Result:
-    """A frozen dataclass of tensors, plain values, and tuples or other results of them.
+class Stored:
+    """A frozen dataclass of tensors, plain values, and tuples or other such classes of them.
 
-    A subclass says in `plot` how it is drawn; `holds` are the kinds of results that it may hold.
+    It is compared by value, written as one line, and kept in one file. Subclasses are declared with
+    `@dataclass(frozen=True, eq=False, repr=False)`, so that what is here holds.
     """
 
-    holds: ClassVar[tuple[type[Result], ...]] = ()
+    file_kind: ClassVar[str]  # what the header of its files says; the class's name unless it says otherwise
+    holds: ClassVar[tuple[type[Stored], ...]] = ()  # the classes that its fields may hold
 
-    def plot(self, figure: Any = None) -> Any:
-        """Draw the result into `figure`, a new one if None, and return it."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "file_kind" not in cls.__dict__:
+            cls.file_kind = cls.__name__
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether both hold the same numbers, bit by bit, and the same facts; NaN equals NaN."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_same(getattr(self, name), getattr(other, name)) for name in _names(self))
+
+    __hash__ = None  # type: ignore[assignment]  # its tensors can be changed
+
+    def __repr__(self) -> str:
+        """Say in one line what this is."""
+        return f"{type(self).__name__} of {self.describe()}"
+
+    __str__ = __repr__
+
+    def describe(self) -> str:
+        """Say in a few words of what it is and how much."""
         raise NotImplementedError
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file, all or nothing."""
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a file's header says (anything JSON holds), and the arrays in it."""
         arrays: dict[str, Tensor] = {}
-        tree = _pack(self, "", arrays)
-        # The widest numbers first: every array then starts at a multiple of its numbers' size.
-        ordered = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))
-        _store.save(path, ordered, {"kind": type(self).__name__, "tree": tree})
+        return {"tree": _pack(self, "", arrays)}, arrays
+
+    @classmethod
+    def from_header(cls: type[_Kind], facts: dict[str, Any], arrays: dict[str, Tensor]) -> _Kind:
+        """Take back what `header` returned."""
+        return _unpack(facts["tree"], arrays, {kind.__name__: kind for kind in (cls, *cls.holds)})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file, all or nothing.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
+        facts, arrays = self.header()
+        store.save(path, arrays, {"kind": self.file_kind, **facts})
 
     @classmethod
     def load(cls: type[_Kind], path: str | os.PathLike[str]) -> _Kind:
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote; large arrays are mapped from it and read when looked at.
 
         Raises:
             StoreError: The file cannot be read, or holds something else.
         """
-        arrays, meta = _store.load(path, cls.__name__)
-        return _unpack(meta["tree"], arrays, {kind.__name__: kind for kind in (cls, *cls.holds)})
+        return cls.read(path)[0]
+
+    @classmethod
+    def read(cls: type[_Kind], path: str | os.PathLike[str]) -> tuple[_Kind, dict[str, Any]]:
+        """Read a file as `load` does; return also what its header says."""
+        arrays, meta = store.load(path, cls.file_kind)
+        facts: dict[str, Any] = {name: value for name, value in meta.items() if name != "kind"}
+        try:
+            return cls.from_header(facts, arrays), facts
+        except StoreError:
+            raise
+        except Exception as error:  # whatever a damaged header makes of itself
+            raise StoreError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+class Result(Stored):
+    """What a function found: it can be saved, compared and drawn.
+
+    `drawn_by` names the file in `deconvviz.plotting` whose `draw` makes its picture. It is found by name when a
+    picture is asked for: results know nothing of matplotlib.
+    """
+
+    drawn_by: ClassVar[str]
+
+    def plot(self, figure: Any = None, **options: Any) -> Any:
+        """Draw the result into `figure`, a new one if None, and return it; `deconvviz.plotting` has the options."""
+        return self.drawing("draw")(self, figure, **options)
+
+    def drawing(self, name: str, file: str = "") -> Any:
+        """Return a function of the file in `deconvviz.plotting` that draws this kind of result, or of another one."""
+        return getattr(import_module(f"deconvviz.plotting.{file or self.drawn_by}"), name)
+
+    def table(self) -> str:
+        """Return the numbers as text, in lines; what has none says the one line that `print` says."""
+        return str(self)
 
     def _repr_png_(self) -> bytes:
-        from ..plotting import projections as plot
+        return png(self.plot())
 
-        return plot.png(self.plot())
+
+def png(figure: Any) -> bytes:
+    """Return a figure, or the one that a subfigure is part of, as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.figure.savefig(buffer, format="png", dpi="figure")
+    return buffer.getvalue()
+
+
+def tuples(value: Any) -> Any:
+    """Return what JSON gave back with tuples in place of lists."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _names(value: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(value)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping) and not isinstance(a, Stored):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return bool(a == b or (a != a and b != b))
 
 
 def _pack(value: Any, path: str, arrays: dict[str, Tensor]) -> Any:
@@ -54,9 +152,8 @@ def _pack(value: Any, path: str, arrays: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         arrays[path] = value
         return {"array": path}
-    if isinstance(value, Result):
-        fields = dataclasses.fields(value)  # type: ignore[arg-type]
-        packed = {f.name: _pack(getattr(value, f.name), f"{path}.{f.name}".lstrip("."), arrays) for f in fields}
+    if isinstance(value, Stored):
+        packed = {n: _pack(getattr(value, n), f"{path}.{n}".lstrip("."), arrays) for n in _names(value)}
         return {"result": type(value).__name__, "fields": packed}
     if isinstance(value, tuple):
         return [_pack(item, f"{path}.{n}", arrays) for n, item in enumerate(value)]

@@ -76,7 +76,8 @@ def create(
     """Lay out a file for `fields` (name: dtype, shape) and return its arrays, zero and mapped for writing."""
     header: dict[str, object] = {"__metadata__": {"deconvviz": json.dumps(dict(meta))}}
     end = 0
-    for name, (dtype, shape) in fields.items():
+    # The widest numbers first: every array then starts at a multiple of its numbers' size.
+    for name, (dtype, shape) in sorted(fields.items(), key=lambda field: -field[1][0].itemsize):
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()

@@ -14,11 +14,12 @@ from ..errors import ImageError, OptionError
 from ..images.opening import open_images
 from ..model.features import Reader, fill_of, reading, title
 from ..results.base import Result
+from ..results.text import amount, as_text
 
 ROUNDING = 1e-6  # of an image's largest feature: a smaller change is no change
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Correspondence(Result):
     """How differently masking a part changes the features of N images, for L layers and P parts.
 
@@ -45,6 +46,7 @@ class Correspondence(Result):
     changed: Tensor
     random_changed: Tensor
     boxes: Tensor
+    drawn_by = "correspondence"
 
     @property
     def mean(self) -> Tensor:
@@ -66,23 +68,21 @@ class Correspondence(Result):
         """(L, P): the control's standard deviation over pairs and draws."""
         return self.random_pairs.flatten(2).std(-1, correction=0)
 
-    def plot(self, figure: Any = None) -> Any:
-        """Draw the parts beside their controls, a panel per layer; return the figure."""
-        from ..plotting.studies import draw_correspondence
+    def describe(self) -> str:
+        """Say how many images, parts and layers."""
+        return f"{amount(self.count, 'image')}: {amount(len(self.parts), 'part')}, {amount(len(self.layers), 'layer')}"
 
-        return draw_correspondence(self, figure)
-
-    def __str__(self) -> str:
+    def table(self) -> str:
         """Return Table 1: a row per layer, a column per part and one for each control."""
-        lines = [["", *(f"{p}{suffix}" for p in self.parts for suffix in ("", " (random)"))]]
+        head = ["", *(f"{p}{suffix}" for p in self.parts for suffix in ("", " (random)"))]
+        rows = []
         for i, layer in enumerate(self.layers):
             cells = []
             for j in range(len(self.parts)):
                 cells.append(f"{self.mean[i, j]:.3f} ± {self.std[i, j]:.3f}")
                 cells.append(f"{self.random_mean[i, j]:.3f} ± {self.random_std[i, j]:.3f}")
-            lines.append([layer, *cells])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)).rstrip() for x in lines)
+            rows.append([layer, *cells])
+        return as_text(head, rows)
 
 
 def correspondence(

@@ -13,6 +13,7 @@ from ..errors import LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..model.survey import _input_size
 from ..results.base import Result
+from ..results.text import amount, as_text
 from ..rules.backward import bound
 from ..rules.table import RULES
 from ..tape.record import Op, Tape, record
@@ -21,7 +22,7 @@ from . import spectrum as _spectrum
 _ORIENTATIONS, _OCTAVES = 6, 2  # bins of the coverage
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Filters(Result):
     """A network's F first-layer filters and what is wrong with them.
 
@@ -68,6 +69,7 @@ class Filters(Result):
     folded: Tensor
     aliasing_units: Tensor
     aliasing: Tensor
+    drawn_by = "filters"
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -109,18 +111,17 @@ class Filters(Result):
             "aliasing in layer 2": float(self.aliasing.mean()) if len(self.aliasing) else float("nan"),
         }
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Say of which layer, how many and how large."""
+        (height, width), (down, right) = self.weights.shape[2:], self.stride
+        return f"{self.name}: {amount(len(self.rms), 'filter')}, {height}×{width} px, stride {down}×{right}"
+
+    def table(self) -> str:
         """Return the figures of `summary`, one a line."""
         return "\n".join(f"{name}: {value:.4g}" for name, value in self.summary().items())
 
-    def plot(self, figure: Any = None, *, scale: str = "all") -> Any:
-        """Draw the filters by falling RMS, one `scale` for "all" or for each "filter"; return the figure."""
-        from ..plotting.filters import draw_filters
 
-        return draw_filters({"": self}, figure, scale=scale)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FilterComparison(Result):
     """The first-layer filters of several networks.
 
@@ -132,6 +133,7 @@ class FilterComparison(Result):
     names: tuple[str, ...]
     filters: tuple[Filters, ...]
     holds = (Filters,)
+    drawn_by = "filters"
 
     def __getitem__(self, name: str) -> Filters:
         """Return the filters of one network."""
@@ -143,19 +145,15 @@ class FilterComparison(Result):
         """Return each network's figures, see `Filters.summary`."""
         return {name: one.summary() for name, one in zip(self.names, self.filters, strict=True)}
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Say of which networks."""
+        return f"{amount(len(self.names), 'network')}: {', '.join(self.names)}"
+
+    def table(self) -> str:
         """Return the figures as a table, a column per network."""
-        rows = self.summary()
-        lines = [["", *self.names]]
-        lines += [[key, *(f"{rows[n][key]:.4g}" for n in self.names)] for key in rows[self.names[0]]]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)).rstrip() for x in lines)
-
-    def plot(self, figure: Any = None, *, scale: str = "all") -> Any:
-        """Draw the networks' filters side by side with their figures; return the figure."""
-        from ..plotting.filters import draw_filters
-
-        return draw_filters(dict(zip(self.names, self.filters, strict=True)), figure, scale=scale)
+        columns = self.summary()
+        keys = columns[self.names[0]]
+        return as_text(["", *self.names], [[key, *(f"{columns[n][key]:.4g}" for n in self.names)] for key in keys])
 
 
 def filters(
@@ -218,7 +216,7 @@ def compare_filters(models: Mapping[str, nn.Module], images: object = None, **op
     Example:
         >>> import deconvviz
         >>> networks = {name: deconvviz.zoo.create(name) for name in ("alexnet64", "zfnet64")}
-        >>> print(deconvviz.compare_filters(networks))  # doctest: +SKIP
+        >>> print(deconvviz.compare_filters(networks).table())  # doctest: +SKIP
 
     Args:
         models: Name to network.
@@ -226,7 +224,7 @@ def compare_filters(models: Mapping[str, nn.Module], images: object = None, **op
         options: See `filters`; `band` is by default that of the smallest filters, the same for all networks.
 
     Returns:
-        A `FilterComparison`: `names`, `filters`, `summary()`; prints as a table.
+        A `FilterComparison`: `names`, `filters`, `summary()` and `table()`.
 
     Raises:
         OptionError: No networks. For the rest see `filters`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,15 @@ from tqdm import tqdm
 from ..errors import OptionError
 from ..images.opening import ImageSet, open_images
 from ..model.features import Reader, flat, labels_of, reading, title
-from ..results.base import Result
+from ..results.base import Result, Stored
+from ..results.text import amount
 from .transforms import IDENTITY, amounts_of, mover
 
 _SHOWN = 5  # examples of each transformation
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Curve(Result):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Curve(Stored):
     """One kind of transformation of N images, by A amounts, at L layers.
 
     Attributes:
@@ -39,8 +39,13 @@ class Curve(Result):
     probability: Tensor
     examples: Tensor
 
+    def describe(self) -> str:
+        """Say which transformation, how many amounts, layers and images."""
+        layers, images, amounts = self.distance.shape
+        return f"{self.kind}: {amounts} amounts, {amount(layers, 'layer')}, {amount(images, 'image')}"
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Invariance(Result):
     """How far each layer's features move, and the target's probability, under transformations of N images.
 
@@ -58,6 +63,7 @@ class Invariance(Result):
     targets: Tensor
     original: Tensor
     holds = (Curve,)
+    drawn_by = "invariance"
 
     def __getitem__(self, kind: str) -> Curve:
         """Return the curve of one kind of transformation."""
@@ -87,7 +93,12 @@ class Invariance(Result):
         y = y - y.mean(1, keepdim=True)
         return (y @ x).square() / (x.square().sum() * y.square().sum(1))
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Say how many images and layers, and which transformations."""
+        kinds = ", ".join(curve.kind for curve in self.curves)
+        return f"{amount(len(self.targets), 'image')}, {amount(len(self.layers), 'layer')}: {kinds}"
+
+    def table(self) -> str:
         """Return, per transformation and layer, the relative distance at the first step and the most, and R²."""
         lines = [f"{len(self.targets)} images; mean relative distance at the smallest change, at most, R² of a line"]
         for curve in self.curves:
@@ -96,12 +107,6 @@ class Invariance(Result):
             for name, first, top, line in zip(self.layers, *numbers, strict=True):
                 lines.append(f"{curve.kind}, layer {name}: {first:.3g}, {top:.3g}, {line:.3g}")
         return "\n".join(lines)
-
-    def plot(self, figure: Any = None, *, examples: bool = True) -> Any:
-        """Draw the paper's Fig. 5: examples, relative distance per layer, probability; return the figure."""
-        from ..plotting.studies import draw_invariance
-
-        return draw_invariance(self, figure, examples=examples)
 
 
 def invariance(

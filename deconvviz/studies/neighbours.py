@@ -13,13 +13,14 @@ from ..errors import ImageError, OptionError
 from ..images.opening import ImageSet, open_images
 from ..model.features import Reader, reading, title
 from ..results.base import Result
+from ..results.text import amount
 
 METRICS = ("l2", "cosine")
 _SHOWN = 16  # queries whose pictures are kept
 _CHUNK = 1 << 24  # differences at once
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Neighbours(Result):
     """The k images nearest to each of Q queries, nearest first.
 
@@ -40,8 +41,14 @@ class Neighbours(Result):
     query_ids: Tensor
     names: tuple[tuple[str, ...], ...]
     pictures: Tensor
+    drawn_by = "neighbours"
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Say of which layer, how many queries and images."""
+        queries, k = self.image_ids.shape
+        return f"{self.layer}: {queries} {'query' if queries == 1 else 'queries'} × {amount(k, 'image')}, {self.metric}"
+
+    def table(self) -> str:
         """Return one line per query: the nearest images and their distances."""
         lines = [f"nearest in layer {self.layer}, {self.metric}"]
         for number, (own, row) in enumerate(zip(self.query_ids.tolist(), self.names, strict=True)):
@@ -49,12 +56,6 @@ class Neighbours(Result):
             near = zip(self.image_ids[number].tolist(), row, self.distances[number].tolist(), strict=True)
             lines.append(f"{what}: " + ", ".join(f"{i} {name} ({distance:.4g})" for i, name, distance in near))
         return "\n".join(lines)
-
-    def plot(self, figure: Any = None) -> Any:
-        """Draw each query and, right of it, its nearest images (AlexNet paper, Fig. 4); return the figure."""
-        from ..plotting.studies import draw_neighbours
-
-        return draw_neighbours(self, figure)
 
 
 def nearest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from ..images.opening import open_images
 from ..model.features import Reader, labels_of, reading, title
 from ..model.survey import Layer
 from ..results.base import Result
+from ..results.text import amount
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Probe(Result):
     """The cross-validated accuracy of a linear classifier on each of L layers.
 
@@ -41,6 +42,7 @@ class Probe(Result):
     classes: tuple[str, ...]
     count: int
     chance: float
+    drawn_by = "probe"
 
     @property
     def mean(self) -> Tensor:
@@ -52,16 +54,11 @@ class Probe(Result):
         """(L,): its standard deviation over the folds (divided by the number of folds)."""
         return self.accuracy.std(1, correction=0)
 
-    def plot(self, figure: Any = None, *, name: str = "this network", others: Mapping[str, Probe] | None = None) -> Any:
-        """Draw the accuracy over the layers; return the figure.
+    def describe(self) -> str:
+        """Say how many layers, images and classes."""
+        return f"{amount(len(self.layers), 'layer')}: {amount(self.count, 'image')}, {len(self.classes)} classes"
 
-        `others`, by name, are drawn into the same axes; `name` is this one's in the legend.
-        """
-        from ..plotting.studies import draw_probes
-
-        return draw_probes({name: self, **(others or {})}, figure)
-
-    def __str__(self) -> str:
+    def table(self) -> str:
         """Return one line per layer."""
         rows = zip(self.layers, self.mean.tolist(), self.std.tolist(), self.features, strict=True)
         lines = [f"{name}: {mean:.1%} ± {std:.1%} ({features} features)" for name, mean, std, features in rows]

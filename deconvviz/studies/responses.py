@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..images.opening import ImageSet, open_images
 from ..model.features import reading
 from ..model.survey import Layer, find, survey
 from ..results.base import Result
+from ..results.text import amount
 from ..rules import table as rules
 from ..rules.backward import bound
 from ..tape.record import Op, Tape, record
@@ -23,7 +24,7 @@ from ..tape.record import Op, Tape, record
 _CHUNK = 1 << 18  # values turned to float64 at once: they stay in the cache (5 times faster than 1 << 22)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Responses(Result):
     """The standard deviation of each layer's responses, over images, positions and units.
 
@@ -45,6 +46,7 @@ class Responses(Result):
     values: Tensor
     unit_mean: Tensor
     unit_squares: Tensor
+    drawn_by = "responses"
 
     @property
     def std(self) -> Tensor:
@@ -98,21 +100,14 @@ class Responses(Result):
             unit_squares=squares,
         )
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Say how many layers and images."""
+        return f"{amount(len(self.names), 'layer')}: {amount(self.count, 'image')}"
+
+    def table(self) -> str:
         """Return one line per layer."""
         lines = [f"{name}: {std:.4g}" for name, std in zip(self.names, self.std.tolist(), strict=True)]
         return "\n".join([f"standard deviation over {self.count} images", *lines])
-
-    def plot(
-        self, figure: Any = None, *, name: str = "this network", others: Mapping[str, Responses] | None = None
-    ) -> Any:
-        """Draw the standard deviations in the order of the layers and sorted; return the figure.
-
-        `others`, by name, are drawn into the same axes; `name` is this one's in the legend.
-        """
-        from ..plotting.studies import draw_responses
-
-        return draw_responses({name: self, **(others or {})}, figure)
 
     def _squares(self) -> tuple[Tensor, ...]:
         return self.unit_squares.split(self.units)

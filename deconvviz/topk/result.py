@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
 from ..model.survey import Layer
-from ..results import store as _store
+from ..results import store
+from ..results.base import Result, Stored
+from ..results.text import amount, as_html, as_text, layer_name, listed
 
 _CHUNK = 1 << 22  # values of maps looked through at once: bounds the memory for large maps and a large k
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LayerTop:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LayerTop(Stored):
     """The strongest images of one layer's units, strongest first.
 
     Attributes:
@@ -35,9 +37,14 @@ class LayerTop:
     image_ids: Tensor
     positions: Tensor
 
+    def describe(self) -> str:
+        """Say of which layer, how many units and images."""
+        units, images = self.values.shape
+        return f"{self.name}: {amount(units, 'unit')} × {amount(images, 'image')}"
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TopK(Mapping[str, LayerTop]):
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TopK(Result, Mapping[str, LayerTop]):
     """The strongest images per unit of several layers: `result["features.10"]`, `result[5]`.
 
     Ties go to the smaller image index, then the smaller row, then the smaller column. An image counts once
@@ -54,6 +61,9 @@ class TopK(Mapping[str, LayerTop]):
     k: int
     count: int
     scan: str = ""
+    file_kind = "topk"
+    holds = (LayerTop,)
+    drawn_by = "topk"
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -65,7 +75,7 @@ class TopK(Mapping[str, LayerTop]):
         for top in self.tops:
             if layer in (top.name, top.number):
                 return top
-        have = ", ".join(f"{t.name!r}" if t.number is None else f"{t.name!r} ({t.number})" for t in self.tops)
+        have = listed(self.layers, [top.number for top in self.tops])
         raise LayerError(f"no layer {layer!r} in this result, it has {have}.")
 
     def __contains__(self, layer: object) -> bool:
@@ -102,10 +112,6 @@ class TopK(Mapping[str, LayerTop]):
         tops = tuple(dataclasses.replace(top, image_ids=top.image_ids + first) for top in self.tops)
         return TopK(tops, self.k, self.count)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the result to one file, all or nothing."""
-        write(path, self, self.count)
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TopK:
         """Read a result that `save` or a finished scan wrote.
@@ -120,32 +126,44 @@ class TopK(Mapping[str, LayerTop]):
             )
         return result
 
-    def plot(self, figure: Any = None) -> Any:
-        """Draw each unit's strongest activations, units sorted, one panel per layer; return the figure."""
-        if figure is None:
-            from matplotlib.figure import Figure
+    def describe(self) -> str:
+        """Say of which layers, how many images per unit and of how many."""
+        return f"{', '.join(self.layers)}: {self.k} of {self.count} images per unit"
 
-            figure = Figure(figsize=(3 * len(self), 2.5), layout="constrained")
-        axes = figure.subplots(1, len(self), squeeze=False)[0]
-        for axis, top in zip(axes, self.tops, strict=True):
-            order = top.values[:, 0].argsort(descending=True, stable=True)
-            axis.plot(top.values[order].numpy(), linewidth=0.7)
-            axis.set(title=_title(top), xlabel="unit, sorted", ylabel="activation")
-        return figure
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a file's header says, and the arrays in it."""
+        arrays = {f"{top.name}/{field}": getattr(top, field) for top in self.tops for field in _ARRAYS}
+        layers = [[top.name, top.number] for top in self.tops]
+        facts = {"layers": layers, "k": self.k, "count": self.count, "total": self.count, "scan": self.scan}
+        return facts, arrays
+
+    @classmethod
+    def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> TopK:
+        """Take back what `header` returned."""
+        tops = tuple(LayerTop(n, number, *(arrays[f"{n}/{f}"] for f in _ARRAYS)) for n, number in facts["layers"])
+        return cls(tops, facts["k"], facts["count"], facts["scan"])
+
+    def table(self) -> str:
+        """Return a row per layer: its units and their strongest activations."""
+        return as_text(_HEADINGS, self._rows())
 
     def _repr_html_(self) -> str:
-        """Show the layers as a table."""
-        rows = "".join(
-            f"<tr><td>{_title(t)}</td><td>{len(t.values)}</td><td>{t.values[:, 0].median():.4g}</td>"
-            f"<td>{t.values.max():.4g}</td></tr>"
+        return f"<p>top {self.k} of {self.count} images</p>{as_html(_HEADINGS, self._rows())}"
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                layer_name(t.name, t.number),
+                str(len(t.values)),
+                f"{t.values[:, 0].median():.4g}",
+                f"{t.values.max():.4g}",
+            ]
             for t in self.tops
-        )
-        head = "<tr><th>layer</th><th>units</th><th>median of the strongest</th><th>strongest</th></tr>"
-        return f"<p>top {self.k} of {self.count} images</p><table>{head}{rows}</table>"
+        ]
 
 
-def _title(top: LayerTop) -> str:
-    return top.name if top.number is None else f"{top.number}: {top.name}"
+_ARRAYS = ("values", "image_ids", "positions")
+_HEADINGS = ("layer", "units", "median of the strongest", "strongest")
 
 
 # ---- keeping the strongest ---------------------------------------------------------------------------------
@@ -241,29 +259,11 @@ def empty(layer: Layer, device: torch.device, dtype: torch.dtype) -> LayerTop:
 
 def write(path: str | os.PathLike[str], result: TopK, total: int) -> None:
     """Write a result, or the state of a scan of `total` images."""
-    arrays: dict[str, Tensor] = {}
-    for t in result.tops:
-        arrays |= {
-            f"{t.name}/values": t.values,
-            f"{t.name}/image_ids": t.image_ids,
-            f"{t.name}/positions": t.positions,
-        }
-    layers = [[t.name, t.number] for t in result.tops]
-    meta = {
-        "kind": "topk",
-        "layers": layers,
-        "k": result.k,
-        "count": result.count,
-        "total": total,
-        "scan": result.scan,
-    }
-    _store.save(path, arrays, meta)
+    facts, found = result.header()
+    store.save(path, found, {"kind": TopK.file_kind, **facts, "total": total})
 
 
 def read(path: str | os.PathLike[str]) -> tuple[TopK, int]:
     """Read what `write` wrote: the result and the number of images that the scan goes over."""
-    arrays, meta = _store.load(path, "topk")
-    facts: dict[str, Any] = dict(meta)
-    fields = ("values", "image_ids", "positions")
-    tops = tuple(LayerTop(n, number, *(arrays[f"{n}/{f}"] for f in fields)) for n, number in facts["layers"])
-    return TopK(tops, facts["k"], facts["count"], facts["scan"]), facts["total"]
+    result, facts = TopK.read(path)
+    return result, facts["total"]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
-from ..results import store as _store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..results import store
+from ..results.base import Result, Stored, tuples
+from ..results.text import amount, listed
 
 THRESHOLD = 0.8
 _ARRAYS = ("activations", "image_ids", "positions", "boxes", "patches", "projections")
 
 
-@dataclass(frozen=True, eq=False)
-class Track:
+@dataclass(frozen=True, eq=False, repr=False)
+class Track(Stored):
     """How U units of one layer developed over E recorded epochs.
 
     Attributes:
@@ -47,6 +46,13 @@ class Track:
     boxes: Tensor
     patches: Tensor
     projections: Tensor
+
+    def describe(self) -> str:
+        """Say of which layer, how many epochs and units, and how large."""
+        height, width = self.patches.shape[-2:]
+        return (
+            f"{self.name}: {amount(len(self.epochs), 'epoch')} × {amount(len(self.units), 'unit')}, {height}×{width} px"
+        )
 
     def changed(self) -> Tensor:
         """Return (E, U) bool: another image than at the recorded epoch before was the strongest."""
@@ -83,8 +89,8 @@ class Track:
         return torch.where(similar[-1].isnan(), 0, first)
 
 
-@dataclass(frozen=True, eq=False)
-class Recording:
+@dataclass(frozen=True, eq=False, repr=False)
+class Recording(Result):
     """Filters and projections over the epochs of a training run (Fig. 4 of the ZFNet paper).
 
     Example:
@@ -110,13 +116,16 @@ class Recording:
     rule: str = "deconvnet"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    file_kind = "recording"
+    holds = (Track,)
+    drawn_by = "recording"
 
     def __getitem__(self, layer: int | str) -> Track:
         """Return the track of the layer with this number or module path."""
         for track in self.layers:
             if layer in (track.name, track.number):
                 return track
-        have = ", ".join(f"{t.name!r}" if t.number is None else f"{t.name!r} ({t.number})" for t in self.layers)
+        have = listed([t.name for t in self.layers], [t.number for t in self.layers])
         raise LayerError(f"no layer {layer!r} in this recording, it has {have}.")
 
     def convergence(self) -> Tensor:
@@ -143,55 +152,44 @@ class Recording:
         if not self.epochs:
             raise OptionError("nothing is recorded yet: call the recorder after an epoch that it keeps.")
 
-    def plot(self, figure: Figure | None = None, **options: Any) -> Figure:
-        """Draw Fig. 4: units in rows, epochs in columns; see `deconvviz.plotting.recording.draw`."""
-        from ..plotting import recording as _recording_plot
+    def plot_filters(self, figure: Any = None, **options: Any) -> Any:
+        """Draw the first layer's filters at each epoch, see `deconvviz.plotting.recording.draw_filters`."""
+        return self.drawing("draw_filters")(self, figure, **options)
 
-        return _recording_plot.draw(self, figure, **options)
-
-    def plot_filters(self, figure: Figure | None = None) -> Figure:
-        """Draw the first layer's filters at each epoch, one scale per epoch."""
-        from ..plotting import recording as _recording_plot
-
-        return _recording_plot.draw_filters(self, figure)
-
-    def plot_convergence(self, figure: Figure | None = None, *, threshold: float = THRESHOLD) -> Figure:
+    def plot_convergence(self, figure: Any = None, *, threshold: float = THRESHOLD, **options: Any) -> Any:
         """Draw one curve of `convergence` per layer, and say when half of its units have settled."""
-        from ..plotting import recording as _recording_plot
-
-        return _recording_plot.draw_convergence(self, figure, threshold)
+        return self.drawing("draw_convergence")(self, figure, threshold=threshold, **options)
 
     def animate(self, path: str | os.PathLike[str], *, layer: int | str | None = None, seconds: float = 0.8) -> None:
         """Write a GIF, one picture per epoch; see `deconvviz.plotting.recording.animate`."""
-        from ..plotting import recording as _recording_plot
+        self.drawing("animate")(self, path, layer=layer, seconds=seconds)
 
-        _recording_plot.animate(self, path, layer, seconds)
+    def describe(self) -> str:
+        """Say of which layers, how many epochs and images."""
+        epochs = ", ".join(map(str, self.epochs)) or "none yet"
+        return f"{', '.join(t.name for t in self.layers)}: epochs {epochs}; {amount(self.count, 'image')}"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one safetensors file, all or nothing."""
-        write(path, [self])
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a file's header says, and the arrays in it."""
+        layers = [[t.name, t.number, t.units.tolist()] for t in self.layers]
+        plain = {name: getattr(self, name) for name in ("count", "images", "rule", "mean", "std")}
+        tracks = {f"{i}/{f}": getattr(t, f) for i, t in enumerate(self.layers) for f in _ARRAYS}
+        return {"epochs": list(self.epochs), "layers": layers, **plain}, {"filters": self.filters, **tracks}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Recording:
-        """Read a file that `save` or a `Recorder` wrote; pictures are read when looked at.
-
-        Raises:
-            StoreError: the file cannot be read or holds something else.
-        """
-        arrays, meta = _store.load(path, "recording")
-        facts: dict[str, Any] = dict(meta)
+    def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Recording:
+        """Take back what `header` returned."""
         epochs = tuple(facts["epochs"])
         layers = tuple(
             Track(name, number, epochs, torch.tensor(units), *(arrays[f"{i}/{field}"] for field in _ARRAYS))
             for i, (name, number, units) in enumerate(facts["layers"])
         )
-        mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
-        return cls(epochs, layers, arrays["filters"], facts["count"], facts["images"], facts["rule"], mean, std)
+        plain = {name: tuples(facts[name]) for name in ("count", "images", "rule", "mean", "std")}
+        return cls(epochs, layers, arrays["filters"], **plain)
 
-    def _repr_png_(self) -> bytes:
-        from ..plotting import projections as plot
-
-        return plot.png(self.plot())
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file, epoch by epoch, all or nothing."""
+        write(path, [self])
 
 
 def write(path: str | os.PathLike[str], recordings: Sequence[Recording]) -> None:
@@ -200,22 +198,15 @@ def write(path: str | os.PathLike[str], recordings: Sequence[Recording]) -> None
     Epoch by epoch from file to file: a recording may be larger than the memory.
     """
     rows = {epoch: (r, row) for r in recordings for row, epoch in enumerate(r.epochs)}
-    first, epochs = recordings[0], sorted(rows)
-    fields = {name: (a.dtype, (len(epochs), *a.shape[1:])) for name, a in _arrays(first).items()}
-    layers = [[t.name, t.number, t.units.tolist()] for t in first.layers]
-    plain = {name: getattr(first, name) for name in ("count", "images", "rule", "mean", "std")}
-    with _store.replacing(path) as temporary:
-        meta = {"kind": "recording", "epochs": epochs, "layers": layers, **plain}
-        target = _store.create(temporary, fields, meta)
+    epochs = sorted(rows)
+    facts, first = recordings[0].header()
+    fields = {name: (a.dtype, (len(epochs), *a.shape[1:])) for name, a in first.items()}
+    with store.replacing(path) as temporary:
+        target = store.create(temporary, fields, {"kind": Recording.file_kind, **facts, "epochs": epochs})
         for place, epoch in enumerate(epochs):
             source, row = rows[epoch]
-            for name, array in _arrays(source).items():
+            for name, array in source.header()[1].items():
                 target[name][place] = array[row]
-
-
-def _arrays(recording: Recording) -> dict[str, Tensor]:
-    tracks = {f"{i}/{f}": getattr(t, f) for i, t in enumerate(recording.layers) for f in _ARRAYS}
-    return {"filters": recording.filters, **tracks}
 
 
 def check_same(path: os.PathLike[str], stored: Recording, new: Recording) -> None:

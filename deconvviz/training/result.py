@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..results import store as _store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import FigureBase
+from ..results.base import Result
+from ..results.text import amount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +46,8 @@ class Epoch:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Training(Result):
     """A finished training run.
 
     Attributes:
@@ -64,47 +62,26 @@ class Training:
     card: Path
     skipped: tuple[Path, ...]
 
-    def plot(self, figure: FigureBase | None = None) -> FigureBase:
-        """Draw loss and accuracy over the epochs into `figure`, or into a new one, and return it."""
-        from matplotlib.figure import Figure
+    file_kind = "training"
+    drawn_by = "training"
 
-        figure = figure or Figure(figsize=(9, 3.5), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        epochs = [e.epoch for e in self.history]
-        left.plot(epochs, [e.train_loss for e in self.history], label="training")
-        left.plot(epochs, [e.val_loss for e in self.history], label="validation")
-        right.plot(epochs, [e.train_accuracy for e in self.history], label="training, top-1")
-        right.plot(epochs, [e.top1 for e in self.history], label="validation, top-1")
-        right.plot(epochs, [e.top5 for e in self.history], label="validation, top-5")
-        for axes, name in ((left, "loss"), (right, "accuracy")):
-            axes.set(xlabel="epoch", ylabel=name)
-            axes.legend(frameon=False)
-        return figure
+    def describe(self) -> str:
+        """Say how many epochs, and what the last one reached."""
+        last = f", top-1 {self.history[-1].top1:.1%}" if self.history else ""
+        return f"{self.weights}: {amount(len(self.history), 'epoch')}{last}"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the history and the paths to one file, all or nothing."""
+    def table(self) -> str:
+        """Return one line per epoch."""
+        return "\n".join(map(str, self.history))
+
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a file's header says, and the arrays in it."""
         rows = [dataclasses.astuple(e) for e in self.history]
-        meta = {
-            "kind": "training",
-            "weights": str(self.weights),
-            "card": str(self.card),
-            "skipped": [str(p) for p in self.skipped],
-        }
-        _store.save(path, {"history": torch.tensor(rows, dtype=torch.float64)}, meta)
+        facts = {"weights": str(self.weights), "card": str(self.card), "skipped": [str(p) for p in self.skipped]}
+        return facts, {"history": torch.tensor(rows, dtype=torch.float64)}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Training:
-        """Read what `save` wrote.
-
-        Raises:
-            StoreError: the file cannot be read or holds something else.
-        """
-        arrays, meta = _store.load(path, "training")
+    def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Training:
+        """Take back what `header` returned."""
         history = tuple(Epoch(int(row[0]), *row[1:]) for row in arrays["history"].tolist())
-        skipped = tuple(map(Path, meta["skipped"]))  # type: ignore[call-overload]
-        return cls(history, Path(str(meta["weights"])), Path(str(meta["card"])), skipped)
-
-    def _repr_png_(self) -> bytes:
-        from ..plotting.projections import png
-
-        return png(self.plot())
+        return cls(history, Path(facts["weights"]), Path(facts["card"]), tuple(map(Path, facts["skipped"])))

@@ -39,7 +39,7 @@ def main() -> None:
         images = [opened(data / path) for path in content["images"]]
         options = {"parts": content["parts"], "draws": DRAWS, "seed": SEED, "progress": False}
         found = {weights: deconvviz.correspondence(model, images, **options) for weights, model in models.items()}
-        print(name, *(f"{weights}\n{one}" for weights, one in found.items()), sep="\n")
+        print(name, *(f"{weights}\n{one.table()}" for weights, one in found.items()), sep="\n")
         found["trained"].plot(part)
         part.suptitle(f"{name}, {len(images)} images", fontsize=9.5, x=0.02, ha="left")
         results[name] = {"images": len(images), **{weights: numbers(one) for weights, one in found.items()}}

@@ -18,7 +18,7 @@ NETWORKS = ("alexnet64", "zfnet64")
 def main() -> None:
     models = {name: deconvviz.zoo.create(name, weights="bundled") for name in NETWORKS}
     found = deconvviz.compare_filters(models, aliasing=True, units="all", progress=False)
-    print(found)
+    print(found.table())
     publish(
         "filters",
         found.plot(),

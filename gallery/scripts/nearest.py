@@ -117,7 +117,7 @@ def numbers(ids: Tensor, distances: Tensor, labels: Tensor, queries: list[int]) 
 
 
 def bars(results: dict[str, Any]) -> Figure:
-    from deconvviz.plotting.studies import colour, plain
+    from deconvviz.plotting.style import colour, plain
 
     figure = Figure(figsize=(6.4, 2.3), dpi=144, layout="constrained")
     texts = {

@@ -42,7 +42,7 @@ def main() -> None:
     found = {}
     for name, model in models.items():
         found[name] = deconvviz.probe(model, images, **options)
-        print(name, found[name], sep="\n")
+        print(name, found[name].table(), sep="\n")
     names = layers_of(found["trained"].layers)
     publish(
         "probe",

@@ -17,7 +17,7 @@ from publishing import publish
 import deconvviz
 from deconvviz import Responses
 from deconvviz.errors import ModelError, StoreError
-from deconvviz.plotting.studies import colour
+from deconvviz.plotting.style import colour
 
 NETWORKS = ("plain-20", "plain-56", "resnet-20", "resnet-56")
 

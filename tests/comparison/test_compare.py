@@ -205,7 +205,9 @@ def test_a_method_that_ignores_the_weights_scores_one_and_the_gradient_of_a_line
     assert result.stages == (("1",),) and result.rank_correlation.shape == result.ssim.shape == (2, 1, 2)
     assert abs(float(result.scores[0])) < 0.1 and float(result.scores[1]) == 1.0
     assert result.ssim[1].tolist() == [[1.0, 1.0]] and float(result.ssim[0].max()) < 0.2
-    assert str(result).endswith("least changed when 1 alone is random: edges, 1.00; when all weights are: edges, 1.00")
+    assert result.table().endswith(
+        "least changed when 1 alone is random: edges, 1.00; when all weights are: edges, 1.00"
+    )
 
 
 def test_the_cascade_goes_from_the_output_down_and_leaves_nothing():
@@ -222,7 +224,7 @@ def test_the_cascade_goes_from_the_output_down_and_leaves_nothing():
     changed = [{name for name in trained if not torch.equal(trained[name], one[name])} for one in seen]
     whole = {name for name in trained if name != "norm.num_batches_tracked"}
     heads, seconds = {"head.weight", "head.bias"}, {"second.weight", "second.bias"}
-    assert str(result).splitlines()[1].split("  ")[1:4] == ["head", "second", "first"]
+    assert result.table().splitlines()[1].split("  ")[1:4] == ["head", "second", "first"]
     assert changed == [set(), heads, heads | seconds, whole - {"norm.weight", "norm.bias"}]  # which are all 1 and 0
     for name in ("head.weight", "first.weight"):
         old, new = trained[name], seen[-1][name]
@@ -250,7 +252,7 @@ def test_a_stage_of_several_layers_is_named_by_the_lowest():
     result = compare(network(), methods=["gradient"], stages=2)
     assert result.stages == (("head",), ("second", "norm", "first"))
     assert [a.get_title() for a in result.plot(what="randomized").axes] == ["trained", "head", "first"]
-    assert "head" in str(result).splitlines()[1] and "first" in str(result).splitlines()[1]
+    assert "head" in result.table().splitlines()[1] and "first" in result.table().splitlines()[1]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ def test_results_are_frozen_kept_and_drawn(tmp_path):
     result = compare(network(), stages=2, draws=2, own={"edges": edges})
     result.save(tmp_path / "a.safetensors")
     loaded = MethodComparison.load(tmp_path / "a.safetensors")
-    assert str(result) == str(loaded) and result.stages == loaded.stages and result.methods == loaded.methods
+    assert result.table() == loaded.table() and result.stages == loaded.stages and result.methods == loaded.methods
     for a, b in zip((*result.maps, *result.randomized), (*loaded.maps, *loaded.randomized), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
     assert torch.equal(loaded.rank_correlation, result.rank_correlation) and torch.equal(loaded.ssim, result.ssim)

@@ -14,7 +14,7 @@ from torch import nn
 import deconvviz
 from deconvviz.cli import main as cli
 from deconvviz.errors import ModelError
-from deconvviz.plotting import projections as plot
+from deconvviz.images.display import signed
 
 EVIL = "</script><script>alert('x')</script><!--"
 
@@ -44,7 +44,7 @@ def test_its_projections_are_those_of_project_on_the_scale_of_the_unit(page, num
     layer = page.data["layers"][number - 1]
     result = deconvviz.project(Net(), images(), layer=number, units=layer["units"], top=4, progress=False)
     assert layer["boxes"] == result.boxes.tolist()
-    expected = plot.signed(result.projections, per="block")
+    expected = signed(result.projections, per="block")
     for at, unit in enumerate(layer["units"]):
         for i, contrast in enumerate(layer["contrasts"][at]):
             stored = page.tile(f"u{number - 1}-{unit}", layer, i).astype(float)
@@ -85,7 +85,7 @@ def test_its_filters_are_those_of_the_first_layer(page):
     shown = page.data["filters"]
     assert shown["name"] == "features.0" and shown["pixels"] == [5, 5] and shown["layers"] == ["features.1"]
     assert np.allclose(shown["rms"], found.rms, rtol=1e-3)
-    expected = plot.signed(found.weights[None].float(), per="block")[0]
+    expected = signed(found.weights[None].float(), per="block")[0]
     for i, contrast in enumerate(shown["contrast"]):
         pixels = 128 + (page.tile("f", shown, i).astype(float) - 128) * contrast
         assert np.abs(pixels / 255 - expected[i].permute(1, 2, 0).numpy()).max() < 0.01

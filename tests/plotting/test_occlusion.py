@@ -14,7 +14,8 @@ from deconvviz.cli import main as cli
 from deconvviz.errors import OptionError
 from deconvviz.occlusion import cells as _cells
 from deconvviz.plotting import occlusion as _panels
-from deconvviz.plotting import projections as plot
+from deconvviz.plotting.style import DPI
+from deconvviz.results.base import png
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def texts(figure):
 
 
 def rendered(figure):
-    return np.asarray(Image.open(io.BytesIO(plot.png(figure))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"))
 
 
 def with_labels(result, label, usual):
@@ -64,7 +65,7 @@ def test_the_five_panels_say_what_they_are(net, image):
                  "probability   (▼ unoccluded:", "(e)  most probable class"):  # fmt: skip
         assert part in said, part
     picture = rendered(figure)
-    assert picture.shape == (round(_panels.HEIGHT * plot.DPI), round(_panels.WIDTH * plot.DPI), 3)
+    assert picture.shape == (round(_panels.HEIGHT * DPI), round(_panels.WIDTH * DPI), 3)
     assert (picture == 255).all(2).mean() > 0.2 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 500
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deconvviz.errors import OptionError, UnitError
 from deconvviz.plotting import projections as plot
+from deconvviz.results.base import png
 
 
 def made(units=2, k=9, size=8, channels=3, seed=0, **fields):
@@ -188,7 +189,7 @@ def test_the_caller_keeps_his_tensors():
 def test_a_figure_of_its_own_shows_the_arrays_pixel_for_pixel():
     result = small()
     left, right = plot.compose(result)
-    picture = np.asarray(Image.open(io.BytesIO(plot.png(plot.draw(result)))).convert("RGB"))
+    picture = np.asarray(Image.open(io.BytesIO(png(plot.draw(result)))).convert("RGB"))
     height, width, _ = left.shape
     assert picture.shape == (height + 62, 2 * width + 14, 3)
     # The numbers stand in the gaps: compare the first row of blocks alone.
@@ -229,13 +230,13 @@ def test_a_given_figure_or_subfigure_is_drawn_into_and_returned():
     assert plot.draw(small(), figure) is figure
     part = Figure(figsize=(9, 4)).subfigures(1, 2)[1]
     assert plot.draw(small(), part) is part and len(part.axes) == 2
-    assert plot.png(part).startswith(b"\x89PNG")
+    assert png(part).startswith(b"\x89PNG")
 
 
 def test_pyplot_is_not_touched():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     settings = dict(matplotlib.rcParams)
-    plot.png(plot.draw(small()))
+    png(plot.draw(small()))
     assert pyplot.get_fignums() == [] and dict(matplotlib.rcParams) == settings
 
 
@@ -253,4 +254,4 @@ def test_an_unknown_scale_is_refused():
 def test_a_sheet_shows_each_map_on_its_own_scale():
     figure = plot.sheet(torch.randn(5, 3, 40, 30), title="unit 3")
     assert figure.axes[0].get_images()[0].get_array().shape == (2 * 42 + 2, 3 * 32 + 2, 3)
-    assert plot.png(figure).startswith(b"\x89PNG")
+    assert png(figure).startswith(b"\x89PNG")

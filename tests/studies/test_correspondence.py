@@ -153,7 +153,7 @@ def test_the_callers_images_and_boxes_stay_as_they_are():
 
 def test_it_prints_the_table_and_draws_a_panel_per_layer():
     result = run()
-    lines = str(result).splitlines()
+    lines = result.table().splitlines()
     assert "nose (random)" in lines[0] and lines[1].startswith("2: 3") and len(lines) == 3
     assert f"{result.mean[0, 0]:.3f} ± {result.std[0, 0]:.3f}" in lines[1]
     axes = result.plot().axes

@@ -246,7 +246,7 @@ def test_comparison_holds_all_to_one_band_and_prints_a_table():
     result = compare_filters({"large": model_of(large, 4), "small": model_of(small)})
     assert result["large"].band == result["small"].band == (1 / 7, 3 / 8)
     assert set(result.summary()) == {"large", "small"}
-    lines = str(result).splitlines()
+    lines = result.table().splitlines()
     assert lines[0].split() == ["large", "small"] and lines[1].split() == ["filters", "8", "3"]
     with pytest.raises(OptionError, match="no network 'x' in this comparison, it has large, small"):
         result["x"]

@@ -140,6 +140,6 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
 
 def test_it_prints_a_line_per_layer_and_draws_a_curve():
     result = run(*coloured(strength=0.5))
-    assert str(result).splitlines()[0].startswith("1: 1: ") and "chance: 50.0%" in str(result)
+    assert result.table().splitlines()[0].startswith("1: 1: ") and "chance: 50.0%" in result.table()
     (axis,) = result.plot().axes
     assert axis.get_ylabel().startswith("accuracy") and len(axis.get_xticks()) == 2

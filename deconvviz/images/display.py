@@ -1,0 +1,66 @@
+"""From tensors to pictures within 0-1: signed values around mid-gray, patches in true colours. No figures here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+SATURATED = 0.005  # of a block's values are shown as plain white or black
+GRAY = 0.5  # a projection of zero, and what lies beyond the image's edge
+
+
+def signed(values: torch.Tensor, *, per: str) -> torch.Tensor:
+    """Map signed (U, K, C, h, w) to 0–1: zero becomes mid-gray, one symmetric scale per block or tile.
+
+    The largest half percent of the values that are not zero saturates: a few peaks would leave the rest gray.
+    """
+    rows = values.flatten(1 if per == "block" else 2)
+    scales = torch.stack([peak_of(row) for row in rows.flatten(0, -2)]).view(rows.shape[:-1])
+    scale = scales.view(*scales.shape, *(1,) * (values.dim() - scales.dim()))
+    return GRAY + GRAY * (values / scale).clamp(-1, 1)
+
+
+def peak_of(values: torch.Tensor) -> torch.Tensor:
+    """Return the size that is shown as plain white or black: all but the largest half percent are below it."""
+    sizes = values[values != 0].abs()
+    if not len(sizes):
+        return values.new_ones(())
+    rank = max(1, math.ceil((1 - SATURATED) * len(sizes)))
+    return sizes.kthvalue(rank).values.clamp_min(1e-30)  # dividing by a denormal number would overflow
+
+
+def true_colours(
+    patches: torch.Tensor,
+    inside: torch.Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """Undo `(pixels - mean) / std` on (U, K, C, h, w); without them stretch each patch's inside to 0–1."""
+    if mean is not None and std is not None:
+        shape = (-1, 1, 1)
+        return (patches * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
+    dims = (2, 3, 4)
+    low = patches.where(inside, math.inf).amin(dim=dims, keepdim=True)
+    high = patches.where(inside, -math.inf).amax(dim=dims, keepdim=True)
+    return ((patches - low) / (high - low).clamp_min(1e-12)).nan_to_num(GRAY).clamp(0, 1)
+
+
+def rgb(tiles: torch.Tensor) -> torch.Tensor:
+    """Return three channels; anything but gray and RGB is shown as the mean of its channels."""
+    if tiles.shape[2] != 3:
+        tiles = tiles.mean(2, keepdim=True).expand(-1, -1, 3, -1, -1)
+    return tiles
+
+
+def inside_image(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Mark the pixels (U, K, 1, h, w) that lie in the image; a box at an edge lacks that side."""
+    top, left, bottom, right = (edge[..., None] for edge in boxes.unbind(-1))
+    return (_span(top, bottom, height)[..., :, None] & _span(left, right, width)[..., None, :])[:, :, None]
+
+
+def _span(start: torch.Tensor, stop: torch.Tensor, length: int) -> torch.Tensor:
+    first = torch.where(start == 0, length - (stop - start), 0)
+    place = torch.arange(length)
+    return (place >= first) & (place < first + stop - start)
