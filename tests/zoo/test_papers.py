@@ -23,6 +23,7 @@ PARAMETERS = {
     "resnet-110": 1_727_962,
     "resnext-50": 25_028_904,
     "squeezenet-1.0": 1_248_424,
+    "stochastic-depth-110": 1_727_962,
     "vgg-a": 132_863_336,
     "vgg-a-lrn": 132_863_336,
     "vgg-b": 133_047_848,
@@ -52,7 +53,9 @@ SMALL = {
     "overfeat-fast": ({"hidden": (16, 16)}, 231),
     "resnext-50": ({}, 64),
     "squeezenet-1.0": ({"bypass": True}, 227),
+    "sppnet": ({"hidden": 16}, 224),
     "squeezenet-1.1": ({}, 227),
+    "stochastic-depth-110": ({"layers": 14}, 32),
     "vgg-a": ({"size": 32, "hidden": 16}, 32),
     "vgg-a-lrn": ({"size": 32, "hidden": 16}, 32),
     "vgg-b": ({"size": 32, "hidden": 16}, 32),
@@ -131,11 +134,34 @@ def test_googlenet_trains_with_three_outputs_and_answers_with_one():
         ("overfeat-accurate", [108, 36, 30, 15, 15, 15, 15, 15, 5]),
         ("vgg-a", [224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14, 7]),
         ("zfnet-wide", [110, 55, 26, 13, 13, 13, 13, 6]),
+        ("sppnet", [110, 55, 27, 13, 13, 13, 13]),
         ("nin", [54, 54, 54, 27, 27, 27, 27, 13, 13, 13, 13, 6, 6, 6, 6]),
     ],
 )
 def test_maps_are_as_wide_as_the_papers_say(name, sides):
     assert [shape[1] for shape in shapes(on_meta(name))] == sides
+
+
+def test_a_pyramid_takes_any_size_and_holds_each_cell_s_maximum():
+    model = zoo.create("sppnet", num_classes=5, hidden=8)
+    assert [model(torch.randn(1, 3, h, w)).shape for h, w in ((180, 224), (224, 180))] == [(1, 5)] * 2
+    x = torch.randn(2, 4, 12, 18)
+    pooled = model.classifier[0](x).reshape(2, -1)
+    assert pooled.shape == (2, 4 * 50)
+    assert torch.equal(pooled[:, -4:], x.amax((2, 3)))
+    halves = x.unflatten(2, (2, 6)).unflatten(4, (2, 9)).amax((3, 5)).flatten(1)
+    assert torch.equal(pooled[:, -20:-4], halves)
+
+
+def test_blocks_survive_less_the_deeper_they_are_and_are_weighed_after_training():
+    model = zoo.create("stochastic-depth-110", layers=14)
+    blocks = [m for m in model.modules() if type(m).__name__ == "Dropping"]
+    assert [b.survival for b in blocks] == pytest.approx([11 / 12, 10 / 12, 9 / 12, 8 / 12, 7 / 12, 6 / 12])
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(blocks[0](x), (x + 11 / 12 * blocks[0].block.residual(x)).relu())
+    last, x = blocks[-1].train(), torch.rand(2, 64, 8, 8)
+    kept = [not torch.equal(last(x), x) for _ in range(200)]
+    assert 70 < sum(kept) < 130  # half; beyond this once in 40,000 runs
 
 
 @pytest.mark.parametrize(("name", "layers"), [("a", 11), ("a-lrn", 11), ("b", 13), ("c", 16), ("d", 16), ("e", 19)])

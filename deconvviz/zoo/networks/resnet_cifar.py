@@ -96,8 +96,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, outputs, H / stride, W / stride)."""
-        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        y = self.residual(x)
         return self.relu2(y if self.shortcut is None else y + self.shortcut(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return what the convolutions make of (N, C, H, W), before the sum."""
+        return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
 
 
 class PreBlock(nn.Module):
