@@ -117,12 +117,12 @@ def test_position_maps_in_other_orders():
         def forward(self, x):
             return self.fc(self.conv(x).permute(0, 2, 3, 1))
 
-    model, images = Last(), torch.randn(2, 2, 6, 7)
+    model, images = Last().double(), torch.randn(2, 2, 6, 7, dtype=torch.float64)
     found = deconvviz.layers(model, (2, 6, 7))["fc"]
     assert (found.units, found.height, found.width, found.receptive_field) == (4, 4, 5, (3, 3))
     ours = deconvviz.deconv(model, images, layer="fc", unit=2, position=(1, 3))
     images.requires_grad_()
     (expected,) = torch.autograd.grad((model(images)[:, 1, 3, 2] ** 2).sum() / 2, images)
-    assert torch.allclose(ours, expected, atol=1e-6)
+    assert torch.allclose(ours, expected, atol=1e-12)
     result = deconvviz.project(model, images.detach(), layer="fc", units=[2], top=1, progress=False)
     assert result.projections.shape == (1, 1, 2, 3, 3)

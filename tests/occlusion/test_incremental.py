@@ -89,15 +89,15 @@ MORE = "vgg16 resnet50 inception_v3 mobilenet_v3_large regnet_x_800mf convnext_t
 def network_of(name):
     torch.manual_seed(0)
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(name, weights=None, **quick).eval()
+    return torchvision.models.get_model(name, weights=None, **quick).eval().double()
 
 
 @pytest.mark.parametrize(
     ("name", "side"), [(n, 96) for n in NAMES] + [pytest.param(n, 224, marks=pytest.mark.full) for n in MORE]
 )
 def test_equals_brute_force_on_published_networks(name, side):
-    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    check(network_of(name), image, grid(side, side, (16, 16), (8, 8)), 1e-5, limit=6)
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
+    check(network_of(name), image, grid(side, side, (16, 16), (8, 8)), 1e-10, limit=6)
 
 
 def transformer(name):
@@ -181,26 +181,26 @@ def test_an_operation_without_a_local_rule_is_computed_whole(kind):
 
 def test_the_response_is_the_layers():
     network = network_of("alexnet")
-    image = torch.randn(1, 3, 96, 96)
+    image = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     boxes = grid(96, 96, (24, 24), (24, 24))
     for layer, module in ((2, network.features[4]), (5, network.features[11])):
-        _, response = check(network, image, boxes, 1e-5, layer=layer)
+        _, response = check(network, image, boxes, 1e-10, layer=layer)
         seen = []
         handle = module.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.clone()))
-        fill = torch.rand(image.shape[1:], generator=torch.Generator().manual_seed(1))
+        fill = torch.rand(image.shape[1:], generator=torch.Generator().manual_seed(1), dtype=image.dtype)
         with torch.no_grad():
             brute(network, image, fill, boxes)
         handle.remove()
-        torch.testing.assert_close(response, torch.cat(seen), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(response, torch.cat(seen), rtol=1e-9, atol=1e-10)
 
 
 def test_a_small_budget_gives_the_same(monkeypatch):
-    network, image = network_of("squeezenet1_1"), torch.randn(1, 3, 64, 64)
-    boxes, fill = grid(64, 64, (16, 16), (16, 16)), torch.zeros(3, 64, 64)
+    network, image = network_of("squeezenet1_1"), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    boxes, fill = grid(64, 64, (16, 16), (16, 16)), torch.zeros(3, 64, 64, dtype=torch.float64)
     large, _ = scanned(network, image, fill, boxes)
     monkeypatch.setattr(_incremental, "WINDOW_BYTES", 1)
     small, _ = scanned(network, image, fill, boxes)
-    torch.testing.assert_close(small, large, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(small, large, rtol=1e-9, atol=1e-10)
 
 
 def test_a_network_that_mixes_the_batch_is_refused():

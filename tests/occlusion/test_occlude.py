@@ -163,12 +163,12 @@ def test_a_model_that_views_its_maps_is_scanned_too(method):
         def forward(self, x):
             return self.fc(self.conv(x).relu().view(len(x), -1))
 
-    model, picture = Viewing().eval(), torch.randn(1, 3, 8, 8)
+    model, picture = Viewing().eval().double(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
     result = occlude(model, picture, size=2, stride=2, target=1, method=method, fill=0.0)
     covered = picture.clone()
     covered[..., 2:4, 4:6] = 0
     with torch.no_grad():
-        assert torch.allclose(result.logit[1, 2], model(covered)[0, 1], atol=1e-6)
+        assert torch.allclose(result.logit[1, 2], model(covered)[0, 1], atol=1e-12)
 
 
 def test_memory_does_not_change_the_result(net, image):

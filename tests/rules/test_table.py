@@ -85,12 +85,12 @@ def without_in_place(model: nn.Module) -> nn.Module:
 def test_deconv_equals_captum(name: str, layer: str):
     from captum.attr import NeuronDeconvolution
 
-    model = without_in_place(torchvision.models.get_model(name, weights=None).eval())
+    model = without_in_place(torchvision.models.get_model(name, weights=None).eval().double())
     if name == "resnet18":  # captum hooks modules: each ReLU that runs twice needs to be two
         for block in model.modules():
             if isinstance(block, torchvision.models.resnet.BasicBlock):
                 block.forward = two_relus(block)
-    images = torch.randn(1, 3, 96, 96)
+    images = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     caught = {}
     handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: caught.update(out=o.detach()))
     model(images)
@@ -102,7 +102,7 @@ def test_deconv_equals_captum(name: str, layer: str):
         attributed = NeuronDeconvolution(model, model.get_submodule(layer)).attribute(images, (unit, row, col))
     expected = attributed.detach() * caught["out"].max()
     assert expected.any()
-    assert close(ours, expected, 1e-5)
+    assert close(ours, expected, 1e-9)
 
 
 def two_relus(block: nn.Module):
@@ -199,12 +199,12 @@ def test_a_pool_that_returns_its_indices():
 
 
 def test_an_adaptive_max_pool_is_unpooled_by_its_switches():
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d((2, 3)), nn.Identity())
-    images = torch.randn(2, 1, 9, 10)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d((2, 3)), nn.Identity()).double()
+    images = torch.randn(2, 1, 9, 10, dtype=torch.float64)
     ours = deconvviz.deconv(net, images, layer="2", unit=1, position=(1, 1))
     images.requires_grad_()
     (expected,) = torch.autograd.grad((net(images)[:, 1, 1, 1] ** 2).sum() / 2, images)  # no ReLU: they agree
-    assert close(ours, expected, 1e-6)
+    assert close(ours, expected, 1e-12)
 
 
 def test_a_dilated_pool_whose_window_is_all_padding():

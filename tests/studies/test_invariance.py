@@ -45,19 +45,20 @@ def test_transformations_follow_the_definition(kind, size, amount):
 @pytest.mark.parametrize(("kind", "dim"), [("vertical", 2), ("horizontal", 3)])
 @pytest.mark.parametrize("amount", [-3, 0, 2])
 def test_a_shift_by_whole_pixels_copies_them(kind, dim, amount):
-    image = images(1, 9, 7)
+    image = images(1, 9, 7).double()
     expected = torch.full_like(image, 0.5)
     length = image.shape[dim] - abs(amount)
     expected.narrow(dim, max(amount, 0), length).copy_(image.narrow(dim, max(-amount, 0), length))
     move = module.mover(0.5, image, opened(image))
-    assert torch.allclose(move(image, kind, torch.tensor([float(amount)])), expected, atol=1e-6)
+    found = move(image, kind, torch.tensor([float(amount)], dtype=torch.float64))
+    assert torch.allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_quarter_turns_are_counterclockwise(turns):
-    image = images(1)
-    found = module.moved(image, "rotation", torch.tensor([90.0 * turns]), "border")
-    assert torch.allclose(found, image.rot90(turns, (2, 3)), atol=1e-6)
+    image = images(1).double()
+    found = module.moved(image, "rotation", torch.tensor([90.0 * turns], dtype=torch.float64), "border")
+    assert torch.allclose(found, image.rot90(turns, (2, 3)), atol=1e-12)
 
 
 def test_borders_are_filled_as_stated():
@@ -78,7 +79,7 @@ def test_a_number_is_a_pixel_value_for_pictures():
 
 
 def test_curves_are_what_the_model_gives_for_the_transformed_images():
-    model, x = network(), images()
+    model, x = network().double(), images().double()
     amounts = {"horizontal": [-2, 0, 3], "scale": [1, 1.5]}
     result = invariance(model, x, transforms=amounts, layers=[1, "5"], batch_size=2, progress=False)
     assert result.layers == ("1: 1", "5")
@@ -87,17 +88,17 @@ def test_curves_are_what_the_model_gives_for_the_transformed_images():
         assert curve.distance.shape == (2, 2, len(values)) and curve.amounts.tolist() == values
         for n in range(2):
             for a, amount in enumerate(values):
-                moved = slow.moved(x[n].double(), kind, amount, 0.0).float()[None]
+                moved = slow.moved(x[n], kind, amount, 0.0)[None]
                 with torch.no_grad():
                     for row, last in enumerate((2, 6)):
                         expected = (model[:last](moved) - model[:last](x[n : n + 1])).norm().item()
-                        assert curve.distance[row, n, a].item() == pytest.approx(expected, abs=1e-5)
+                        assert curve.distance[row, n, a].item() == pytest.approx(expected, abs=1e-10)
                     chances = model(x[n : n + 1]).softmax(1)[0]
                     target = int(chances.argmax())
                     expected = model(moved).softmax(1)[0, target].item()
-                assert curve.probability[n, a].item() == pytest.approx(expected, abs=1e-6)
+                assert curve.probability[n, a].item() == pytest.approx(expected, abs=1e-10)
                 assert result.targets[n] == target
-                assert result.original[n].item() == pytest.approx(chances[target].item(), abs=1e-6)
+                assert result.original[n].item() == pytest.approx(chances[target].item(), abs=1e-10)
 
 
 def test_no_change_has_no_distance():
