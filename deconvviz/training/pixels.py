@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..devices import free_bytes
 from ..errors import ImageError, OptionError
 from ..results import store as _store
 
@@ -47,7 +48,8 @@ class Pixels:
     def near(self, device: torch.device) -> Pixels:
         """Move the labels to the device, and the bytes where they take less than half of what a GPU has free."""
         near = dataclasses.replace(self, labels=self.labels.to(device))
-        if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        room = free_bytes(device)
+        if room is None or self.images.nbytes > room // 2:
             return near
         return dataclasses.replace(near, images=self.images.to(device))
 

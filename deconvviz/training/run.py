@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..devices import sent
 from ..errors import ModelError, OptionError
 from ..zoo import Card
 from . import pixels as _pixels
@@ -41,9 +42,13 @@ class Run:
         if not parameters:
             raise ModelError("no parameter of the model has requires_grad=True: there is nothing to train.")
         r = self.recipe
-        self.optimizer = torch.optim.SGD(parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov)
+        scaled = self.amp == torch.float16
+        # The fused optimizer learns on the device whether to leave a step out; any other makes the host wait for that.
+        self.optimizer = torch.optim.SGD(
+            parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov, fused=scaled or None
+        )
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (self.card.mean, self.card.std))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
     @property
     def parts(self) -> dict[str, Stateful]:
@@ -52,7 +57,7 @@ class Run:
 
     def logits(self, batch: torch.Tensor) -> torch.Tensor:
         """Run bytes (N, 3, H, W) through the model: (N, classes) float32."""
-        pixels = _pixels.normalise(batch.to(self.device), self.mean, self.std)
+        pixels = _pixels.normalise(sent(batch, self.device), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             out = self.model(pixels)
         classes = len(self.card.classes or ())
