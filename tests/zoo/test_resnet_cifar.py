@@ -241,11 +241,11 @@ def test_recipes_without_the_later_fields_sign_checkpoints_as_before():
 def test_windows_padded_by_the_mean():
     """Each window is a window of the padded image, or its mirror image."""
     images = torch.randint(0, 256, (40, 6, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    fill = torch.tensor([7.0, 8.0, 9.0])
-    crops = _pixels.random_crops(images, 6, 2, torch.Generator().manual_seed(1), fill)
-    plain = _pixels.random_crops(images, 6, 2, torch.Generator().manual_seed(1))
+    fill = torch.tensor([7, 8, 9], dtype=torch.uint8)
+    windows = _pixels.Windows.draw(40, 6, 6, 2, torch.Generator().manual_seed(1))
+    crops, plain = (_pixels.random_crops(images, windows, 6, border) for border in (fill, None))
     assert crops.dtype == torch.uint8 and not torch.equal(crops, plain)
-    padded = fill.byte()[:, None, None].expand(3, 10, 10).repeat(40, 1, 1, 1)
+    padded = fill[:, None, None].expand(3, 10, 10).repeat(40, 1, 1, 1)
     padded[:, :, 2:-2, 2:-2] = images.permute(0, 3, 1, 2)
     for crop, image in zip(crops, padded, strict=True):
         windows = [image[:, y : y + 6, x : x + 6] for y in range(5) for x in range(5)]
