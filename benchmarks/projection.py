@@ -18,7 +18,7 @@ from captum.attr import NeuronDeconvolution
 from conditions import alternate, conditions, load, report, seconds
 
 import deconvviz
-from deconvviz.images.photos import samples
+from deconvviz.images import samples
 from deconvviz.images.preprocess import preprocess_for
 
 

@@ -20,7 +20,7 @@ from conditions import conditions, load, report
 from torch import nn
 
 import deconvviz
-from deconvviz.images.photos import samples
+from deconvviz.images import samples
 from deconvviz.images.preprocess import Preprocess
 
 UNITS, IMAGES = 1000, 400

@@ -21,6 +21,10 @@ class ImageError(DeconvvizError, ValueError):
     """Images of the wrong shape, channels or range, none at all, or a file that cannot be read."""
 
 
+class UnreadableImage(ImageError):
+    """One image that cannot be read, among others that may be: `on_error="skip"` goes on without it."""
+
+
 class ModelError(DeconvvizError, ValueError):
     """A model whose operations cannot be seen, whose weights are not finite, or that does not fit the call."""
 

@@ -34,13 +34,10 @@ OF_THE_CLI = {
 # What still stands across the order. Shorten it; nothing may come in.
 KNOWN_ARROWS = {
     ("cli.seeing", "plotting.projections"),
-    ("images.photos", "images.opening"),
 }
 KNOWN_NAMES = {
     "comparison.compare: MethodComparison",
     "comparison.compare: _class_names",
-    "images.opening: Preprocess",
-    "images.opening: preprocess_for",
     "model.audit: _input_size",
     "model.survey: Layer",
     "model.survey: LayerTable",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched, unwrapped
-from ..images.opening import ImageSet, open_images
+from ..images import ImageSet, open_images
 from ..model.output import class_names
 from ..occlusion.occlude import occlude
 from ..tape.record import record

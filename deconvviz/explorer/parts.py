@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..guard import hash_weights, unwrapped
-from ..images.opening import ImageSet
+from ..images import ImageSet
 from ..model.table import HEADINGS, Layer, LayerTable
 from ..occlusion.cells import cell_edges, label_index, score
 from ..occlusion.result import Occlusion

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError, UnsupportedOp
 from ..guard import check_weights, hash_weights, placement, unwrapped
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..model.survey import layers as list_layers
 from ..model.table import Layer, LayerTable
 from ..occlusion.occlude import occlude
@@ -32,7 +32,7 @@ _BYTES = 3 << 28  # of patches and projections at once; a layer that needs more 
 
 def report(
     model: nn.Module,
-    images: Any = None,
+    images: Images = None,
     *,
     layers: Sequence[int | str] | int | str | None = None,
     units: Sequence[int] | str | None = None,

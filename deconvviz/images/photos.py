@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
 from ..errors import ImageError, OptionError
-from .opening import ImageSet
-from .preprocess import Preprocess, upright
+from .image_set import ImageSet
+from .preprocess import Preprocess, preprocess_for, upright
 
 _SKIMAGE, _MATPLOTLIB = ("skimage", "data"), ("matplotlib", "mpl-data/sample_data")
 
@@ -83,45 +83,6 @@ _LEVELS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # a photo's short side, in window
 _MAGNIFY = 1.5  # no window is enlarged more than this
 
 
-def samples(
-    size: int | tuple[int, int] = 64, count: int | None = None, *, preprocess: Preprocess | None = None
-) -> ImageSet:
-    """Cut the sample photos into windows of `size`.
-
-    Example:
-        >>> windows = samples(64)
-        >>> windows.take([0, 1]).shape, windows.names[0], windows.labels[0]
-        (torch.Size([2, 3, 64, 64]), 'astronaut 512px @ (0,0)', 'astronaut')
-
-    Each photo is resized (with antialiasing) so that its short side is 1, 1.5, 2, 3, 4, 6 and 8 windows long,
-    never enlarged by more than 1.5; the windows are slices of that, half a window apart or a little less.
-    Where that makes more than `count`, windows of the finest scales are left out, evenly. The result is
-    always the same. Photos are read when the first of their windows is asked for.
-
-    Args:
-        size: height and width of the windows in pixels.
-        count: how many at most. By default what 25 million pixels make, at least 400 and at most 3,600 (64
-            px: 3,600, 224 px: 498).
-        preprocess: brings the windows into a model's input space; without it they have values from 0 to 1.
-
-    Returns:
-        The windows; `names` say photo, side in the photo's own pixels and top-left corner, `labels` the
-        photo.
-
-    Raises:
-        ImageError: the photos are not where scikit-image and matplotlib should have them.
-        OptionError: a size or count below 1.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1 or (count is not None and count < 1):
-        raise OptionError(f"size {size} and count {count} must be at least 1.")
-    if count is None:
-        count = min(max(25_000_000 // (height * width), 400), 3600)
-    shown = preprocess or Preprocess((height, width), None, (0.0,) * 3, (1.0,) * 3, source="pixels")
-    source = _Windows((height, width), count, shown)
-    return ImageSet(source, shown, source.names, [w.photo.name for w in source.windows])
-
-
 @dataclasses.dataclass(frozen=True)
 class _Window:
     """A slice of `photo` resized to `shape`, from `corner`."""
@@ -132,10 +93,10 @@ class _Window:
     corner: tuple[int, int]
 
 
-class _Windows:
-    """The source behind `samples`: windows by number."""
+class Photos:
+    """The sample photos' windows, by number; see `samples`."""
 
-    parallel = False
+    parallel, pictures = False, True
 
     def __init__(self, size: tuple[int, int], count: int, preprocess: Preprocess) -> None:
         self.size, self.preprocess = size, preprocess
@@ -146,6 +107,29 @@ class _Windows:
         self.windows = _thinned(found, count)
         self.names = [_name(w, sizes[w.photo], size) for w in self.windows]
         self._levels: dict[tuple[str, float], Tensor] = {}
+
+    @classmethod
+    def open(cls, model: nn.Module, images: object, preprocess: object) -> ImageSet | None:
+        """Take None."""
+        if images is not None:
+            return None
+        known = preprocess_for(model, preprocess)
+        return cls.cut(known.size or 256, preprocess=known)
+
+    @classmethod
+    def cut(
+        cls, size: int | tuple[int, int], count: int | None = None, preprocess: Preprocess | None = None
+    ) -> ImageSet:
+        """Return at most `count` windows of `size`; see `samples`."""
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1 or (count is not None and count < 1):
+            raise OptionError(f"size {size} and count {count} must be at least 1.")
+        if count is None:
+            count = min(max(25_000_000 // (height * width), 400), 3600)
+        shown = preprocess or Preprocess((height, width), None, (0.0,) * 3, (1.0,) * 3, source="pixels")
+        source = cls((height, width), count, shown)
+        photos = [window.photo.name for window in source.windows]
+        return ImageSet(source, shown, source.names, labels=photos, origins=photos)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -173,6 +157,7 @@ class _Windows:
             self._levels[photo.name, level] = F.pil_to_tensor(resized)
 
     def identity(self) -> Iterator[str]:
+        """Yield what a scan is resumed by: all that tells these images from others."""
         yield f"samples {self.size} {self.names}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +15,14 @@ from torchvision import transforms
 from torchvision.models import WeightsEnum
 from torchvision.transforms import functional as F
 
-from ..errors import ImageError, OptionError
+from ..errors import DeconvvizError, ImageError, OptionError, UnreadableImage
 from ..guard import unwrapped
+from .inverse import Inverse, measured
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
+_MOST_PIXELS = 1 << 26  # of a resized picture: beyond it memory runs out before anybody sees why
+# Modes that a transform of the user's own gets as they are; palettes, CMYK and the like would be read as colours.
+_OWN_MODES = frozenset(("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 _GIVE = (
     "Give preprocess=: a torchvision weights enum, a torchvision Compose, deconvviz.images.Preprocess(size, "
     "resize, mean, std), or any function from a PIL image to a float tensor (C, H, W)."
@@ -35,19 +40,20 @@ class Preprocess:
         (torch.Size([3, 64, 64]), torch.Size([3, 64, 64]))
 
     Resizes (with antialiasing) and crops the centre as torchvision's presets do, scales to 0–1, subtracts
-    `mean`, divides by `std`. A `transform` does all that instead; `mean` and `std` then only serve the
-    inverse.
+    `mean`, divides by `std`; a transparent picture is laid on white first. A `transform` does all that instead. It
+    gets each picture in its own mode (L, RGBA, 16 bits), and in RGB where it fails on that or makes another number of
+    channels of it than the model takes; its inverse is measured, see `inverse`.
 
     Attributes:
         size: (height, width) of the network's input, or None where only `transform` knows it.
         resize: length of the short side before the crop, (height, width) to squash the picture, None for no
             resize.
-        mean: per channel, on the 0–1 scale; one number = a gray image. None: the inverse is not known, and
-            pictures are shown stretched from their own minimum to their maximum.
+        mean: per channel, on the 0–1 scale; one number = a gray image. None: not known.
         std: per channel, on the 0–1 scale.
         interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
         transform: the user's own function from a PIL image to a float tensor (C, H, W).
         source: who says so.
+        channels: how many the model takes, where that is known and a `transform` was given.
     """
 
     size: tuple[int, int] | None
@@ -57,6 +63,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     transform: Callable[[Any], Any] | None = None
     source: str = "given"
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be inverted."""
@@ -67,17 +74,42 @@ class Preprocess:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the network's input (C, H, W) for one PIL image."""
-        gray = self.mean is not None and len(self.mean) == 1
-        picture = upright(picture, "L" if gray and self.transform is None else "RGB")
         if self.transform is not None:
-            return checked(self.transform(picture))
+            return self._transformed(picture)
+        gray = self.mean is not None and len(self.mean) == 1
+        picture = upright(picture, "L" if gray else "RGB")
         mode = F.InterpolationMode(self.interpolation)
         if self.resize is not None:
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            check_resized(picture.size, size)
             picture = F.resize(picture, size, mode, antialias=True)
         if self.size is not None:
             picture = F.center_crop(picture, list(self.size))
         return self.normalize(F.pil_to_tensor(picture))
+
+    def _transformed(self, picture: Image.Image) -> Tensor:
+        """Let the user's transform have the picture in its own mode, or in RGB if it cannot take that."""
+        assert self.transform is not None
+        own = picture.mode if picture.mode in _OWN_MODES else "RGB"
+        upright_own = ImageOps.exif_transpose(picture) if own == picture.mode else upright(picture)
+        if own in ("LA", "L", "RGBA"):
+            try:
+                made = checked(self.transform(upright_own))
+                if self.channels in (None, made.shape[0]):
+                    return made
+            except Exception:  # whatever a function made for RGB raises; its word on RGB counts
+                pass
+            upright_own = upright(picture)
+        try:
+            made = self.transform(upright_own)
+        except DeconvvizError:
+            raise
+        except Exception as error:
+            raise ImageError(
+                f"preprocess failed on a picture of mode {upright_own.mode}, {picture.width}×{picture.height} pixels: "
+                f"{type(error).__name__}: {error}. It must take PIL images."
+            ) from error
+        return checked(made)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 pixels (…, C, H, W) in the network's input space, float32."""
@@ -86,17 +118,29 @@ class Preprocess:
             return values
         return values.sub_(_column(self.mean, values)).div_(_column(self.std, values))
 
+    @functools.cached_property
+    def inverse(self) -> Inverse:
+        """How inputs become pixels again; a `transform` is shown pictures of one colour each to find out."""
+        if self.transform is None:
+            return Inverse(self.mean, self.std)
+        return measured(self, self.mean, self.std)
+
     def invert(self, values: Tensor) -> Tensor:
-        """Return (…, C, H, W) of the network's input space as pixels (…, 3, H, W) from 0 to 1, float32."""
-        values = values.detach().float().cpu()
-        if self.mean is not None and self.std is not None:
-            values = values * _column(self.std, values) + _column(self.mean, values)
-        else:
-            low, high = values.amin((-3, -2, -1), keepdim=True), values.amax((-3, -2, -1), keepdim=True)
-            values = (values - low) / (high - low).clamp(min=1e-12)
-        if values.shape[-3] != 3:  # neither gray nor colours: the mean of the channels
-            values = values.mean(-3, keepdim=True).expand(*values.shape[:-3], 3, *values.shape[-2:])
-        return values.clamp(0, 1)
+        """Return (…, C, H, W) of the network's input space as pixels (…, 3, H, W) from 0 to 1, float32.
+
+        Where the inverse is not known, pictures are stretched from their own minimum to their maximum.
+        """
+        return self.inverse(values)
+
+    def colour(self, pixels: Sequence[float]) -> Tensor:
+        """Return a colour, one number or three from 0 to 1, as (C,) of the network's input space."""
+        if self.transform is None and self.mean is not None and self.std is not None:
+            each = (list(pixels) * len(self.mean))[: len(self.mean)]
+            return torch.tensor([(p - m) / s for p, m, s in zip(each, self.mean, self.std, strict=True)])
+        # Only the user's own function knows: show it a picture of that colour.
+        colour = tuple(round(255 * p) for p in (list(pixels) * 3)[:3])
+        made = self(Image.new("RGB", (_PROBE, _PROBE), colour))
+        return made[:, made.shape[1] // 2, made.shape[2] // 2]
 
     def describe(self) -> str:
         """Return a text that is the same in every process, for fingerprints."""
@@ -105,16 +149,34 @@ class Preprocess:
         return name + re.sub(r" at 0x[0-9a-f]+", "", repr(fields))
 
 
+_PROBE = 512  # pixels a side of the pictures that a transform is shown: larger than what most crop
+
+
 def upright(picture: Image.Image, mode: str = "RGB") -> Image.Image:
-    """Return a PIL image turned as its EXIF data says, in `mode`, whatever mode it has (alpha is dropped)."""
+    """Return a PIL image turned as its EXIF data says, in `mode`, whatever mode it has; what is transparent is white."""
     if picture.mode.startswith(("I", "F")):
-        raise ImageError(
-            f"a picture has mode {picture.mode!r}, more than 8 bits a channel. Convert it to 8 bits first."
+        raise UnreadableImage(
+            f"the picture has mode {picture.mode!r}, more than 8 bits a channel. Convert it to 8 bits first, or give a "
+            "preprocess function that takes it."
         )
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "P":  # a palette with transparency converts without a warning only by way of RGBA
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
+        if picture.getchannel("A").getextrema() != (255, 255):
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def check_resized(size: tuple[int, int], resize: Sequence[int]) -> None:
+    """Refuse a picture of `size` (width, height) that would explode when its short side, or both, become `resize`."""
+    if len(resize) == 2:
+        return
+    short, long = min(size), max(size)
+    if resize[0] * (resize[0] * long / short) > _MOST_PIXELS:
+        raise UnreadableImage(
+            f"the picture has {size[0]}×{size[1]} pixels: with its short side resized to {resize[0]} its long one would "
+            f"have {resize[0] * long // short}. Crop it or take it away."
+        )
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -154,12 +216,13 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
         ImageError: nothing is known of the model and nothing was given.
     """
     if preprocess is not None:
-        return _given(preprocess)
+        given = _given(preprocess)
+        return given if given.transform is None else dataclasses.replace(given, channels=_channels(unwrapped(model)))
     network = unwrapped(model)
     found = _known(network)
     if found is None:
         raise ImageError(f"how {type(network).__name__} wants its images is not known. {_GIVE}")
-    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), len(found.mean or ()))
+    channels = _channels(network) or len(found.mean or ())
     if channels != len(found.mean or ()):
         raise ImageError(
             f"{type(network).__name__} takes {channels} channels, the {found.source} preset has "
@@ -167,6 +230,10 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
             f": the network was changed. {_GIVE}"
         )
     return found
+
+
+def _channels(network: nn.Module) -> int | None:
+    return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def _known(network: nn.Module) -> Preprocess | None:
@@ -234,7 +301,7 @@ def _given(preprocess: Any) -> Preprocess:
         mean, std = tuple(preprocess.mean), tuple(preprocess.std)
         return Preprocess((crop, crop), side, mean, std, mode, source="torchvision weights")
     norms = [t for t in getattr(preprocess, "transforms", ()) if type(t).__name__ == "Normalize"]
-    if len(norms) != 1:
+    if len(norms) != 1 or not isinstance(norms[0].mean, Sequence) or not isinstance(norms[0].std, Sequence):
         return Preprocess(None, transform=preprocess)
     mean, std = tuple(map(float, norms[0].mean)), tuple(map(float, norms[0].std))
     return Preprocess(None, mean=mean, std=std, transform=preprocess)

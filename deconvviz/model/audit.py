@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import UnsupportedOp
 from ..guard import placement, untouched
+from ..images import Images, open_images
 from ..results.text import as_html, as_text
 from ..rules import table as rules
 from ..tape.record import Op, Tape, record
@@ -67,7 +68,7 @@ _SHOWN = ("rectifier", "max-pool", "average pool", "normalization", "product")
 
 def audit(
     model: nn.Module,
-    images: Any = None,
+    images: Images = None,
     *,
     input_size: int | tuple[int, ...] | None = None,
     preprocess: Any = None,
@@ -96,7 +97,6 @@ def audit(
     Raises:
         ModelError: The operations of the model cannot be seen.
     """
-    from ..images.opening import open_images
     from .survey import _input_size
 
     device, dtype = placement(model)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..errors import ImageError, LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
-from ..images.opening import ImageSet
+from ..images import ImageSet
 from ..tape.record import Tape, record
 from .survey import Layer, find, held, survey
 

@@ -230,7 +230,7 @@ def _input_size(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple[i
     weights = [p for p in model.parameters() if p.dim() == 4]
     channels = int(weights[0].shape[1]) if weights else 3
     if size is None:
-        from ..images.opening import preprocess_for
+        from ..images import preprocess_for
 
         try:
             known = preprocess_for(model).size

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as F
 
 from ..errors import ImageError, OptionError
-from ..images.opening import ImageSet, open_images
+from ..images import ImageSet, open_images
 from ..images.preprocess import Preprocess
 from .occluder import SHARE
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError, ModelError, OptionError, UnsupportedOp
 from ..guard import check_weights, placement, untouched, unwrapped
-from ..images.opening import ImageSet, open_images
+from ..images import ImageSet, open_images
 from ..model.output import check_output, class_names
 from ..model.survey import Layer, LayerTable, described, find, held
 from ..rules import table as rules

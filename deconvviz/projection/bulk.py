@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import StoreError
 from ..guard import placement
-from ..images.opening import ImageSet
+from ..images import ImageSet
 from ..jobs.runner import Kept, Step, run
 from ..model.table import Layer
 from ..results import store as _store

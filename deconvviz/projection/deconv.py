@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UnitError
 from ..guard import check_weights, placement, untouched
-from ..images.opening import open_images
+from ..images import open_images
 from ..model.survey import held, resolve
 from ..model.table import Layer
 from ..rules import table as rules

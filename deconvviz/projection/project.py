@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError, StoreError, UnitError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft
 from ..jobs.runner import Memory
 from ..model.survey import resolve
@@ -32,7 +32,7 @@ from .result import Projections
 
 def project(
     model: nn.Module,
-    images: Any = None,
+    images: Images = None,
     *,
     layer: int | str,
     units: Sequence[int] | str | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ImageError, OptionError
-from ..images.opening import open_images
+from ..images import Images, open_images
 from ..model.features import Reader, fill_of, reading, title
 from ..results.base import Result
 from ..results.text import amount, as_text
@@ -87,7 +87,7 @@ class Correspondence(Result):
 
 def correspondence(
     model: nn.Module,
-    images: object,
+    images: Images,
     *,
     parts: Mapping[str, Sequence[Sequence[int]] | Tensor],
     layers: Sequence[int | str] | None = None,

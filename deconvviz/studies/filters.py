@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
+from ..images import Images
 from ..model.survey import _input_size
 from ..results.base import Result
 from ..results.text import amount, as_text
@@ -158,7 +159,7 @@ class FilterComparison(Result):
 
 def filters(
     model: nn.Module,
-    images: object = None,
+    images: Images = None,
     *,
     aliasing: bool | None = None,
     units: Any = None,
@@ -210,7 +211,7 @@ def filters(
     )
 
 
-def compare_filters(models: Mapping[str, nn.Module], images: object = None, **options: Any) -> FilterComparison:
+def compare_filters(models: Mapping[str, nn.Module], images: Images = None, **options: Any) -> FilterComparison:
     """Put the first-layer filters of several networks side by side, as pictures and as numbers.
 
     Example:
@@ -267,7 +268,7 @@ def _reads_images(op: Op, tape: Tape) -> bool:
 
 
 def _aliasing(
-    model: nn.Module, images: object, units: Any, stride: tuple[int, int], preprocess: Any, progress: bool
+    model: nn.Module, images: Images, units: Any, stride: tuple[int, int], preprocess: Any, progress: bool
 ) -> tuple[Tensor, Tensor]:
     from ..projection.project import project
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import OptionError
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, flat, labels_of, reading, title
 from ..results.base import Result, Stored
 from ..results.text import amount
@@ -111,7 +111,7 @@ class Invariance(Result):
 
 def invariance(
     model: nn.Module,
-    images: object = None,
+    images: Images = None,
     *,
     layers: Sequence[int | str] | None = None,
     transforms: Sequence[str] | Mapping[str, Sequence[float]] = ("vertical", "scale", "rotation"),

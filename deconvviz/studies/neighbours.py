@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, reading, title
 from ..results.base import Result
 from ..results.text import amount
@@ -60,7 +60,7 @@ class Neighbours(Result):
 
 def nearest(
     model: nn.Module,
-    images: object = None,
+    images: Images = None,
     *,
     query: object,
     layer: int | str | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ModelError, OptionError
-from ..images.opening import open_images
+from ..images import Images, open_images
 from ..model.features import Reader, labels_of, reading, title
 from ..model.survey import Layer
 from ..results.base import Result
@@ -67,7 +67,7 @@ class Probe(Result):
 
 def probe(
     model: nn.Module,
-    images: object,
+    images: Images,
     *,
     labels: object = None,
     layers: Sequence[int | str] | None = None,

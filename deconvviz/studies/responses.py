@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, OptionError
 from ..guard import placement, untouched
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..model.features import reading
 from ..model.survey import Layer, find, survey
 from ..results.base import Result
@@ -126,7 +126,7 @@ def combine(a: tuple[Any, Tensor, Tensor], b: tuple[Any, Tensor, Tensor]) -> tup
 
 def response_std(
     model: nn.Module,
-    images: object = None,
+    images: Images = None,
     *,
     layers: Sequence[int | str] | int | str | None = None,
     kind: str | None = None,

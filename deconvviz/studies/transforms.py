@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import OptionError
-from ..images.opening import ImageSet
+from ..images import ImageSet
 from ..model.features import fill_of
 
 KINDS = ("vertical", "horizontal", "scale", "rotation")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..model.survey import Layer, observe, resolve_all
 from .result import LayerTop, TopK, absorb, arrays, empty, read, write
 
@@ -25,7 +25,7 @@ _BATCH = 64
 
 def top(
     model: nn.Module,
-    images: object = None,
+    images: Images = None,
     *,
     layers: Sequence[int | str] | int | str | None = None,
     k: int = 9,

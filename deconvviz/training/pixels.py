@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..devices import free_bytes
 from ..errors import ImageError, OptionError
+from ..images.preprocess import check_resized
 from ..results import store as _store
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
@@ -172,6 +173,7 @@ class Decoder:
 
 def _read(path: Path, size: int, resample: Image.Resampling) -> np.ndarray:
     with Image.open(path) as file:
+        check_resized(file.size, [size])
         image = file.convert("RGB")
     width, height = image.size
     if min(width, height) != size:

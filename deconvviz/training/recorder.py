@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, OptionError, StoreError
 from ..guard import placement, untouched
-from ..images.opening import ImageSet, open_images
+from ..images import Images, ImageSet, open_images
 from ..images.preprocess import Preprocess, of_card
+from ..images.sources import Tensors
 from ..projection.project import project
 from ..rules.table import Saving
 from ..tape.arguments import bound
@@ -70,7 +71,7 @@ class Recorder:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        images: object = None,
+        images: Images = None,
         *,
         layers: Sequence[int | str] | None = None,
         units: Units | Mapping[int | str, Units] = None,
@@ -132,7 +133,7 @@ class Recorder:
             known = of_card(card)
         self._opened = open_images(model, self._images, known)
         self._identity = self._opened.fingerprint()
-        self._add(self._snapshot(model, ImageSet(_First(self._opened), self._opened.preprocess), ()))
+        self._add(self._snapshot(model, ImageSet(Tensors(self._opened.take([0])), self._opened.preprocess), ()))
 
     def follow(self, epoch: int) -> None:
         """Refuse a file that cannot belong to a training that goes on after `epoch`.
@@ -179,21 +180,6 @@ class Recorder:
             if layer not in best:
                 raise LayerError(f"units names layer {layer!r}, but the recorded layers are {', '.join(best.layers)}.")
         return {t.name: self.units.get(t.name, self.units.get(t.number or 0)) for t in best.tops}
-
-
-class _First:
-    """The first image of a set."""
-
-    parallel = False
-
-    def __init__(self, images: ImageSet) -> None:
-        self.image = images.take([0])
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, ids: Sequence[int]) -> Tensor:
-        return self.image[list(ids)]
 
 
 def _check_epoch(epoch: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import deconvviz
 from deconvviz import Neighbours
-from deconvviz.images.photos import samples
+from deconvviz.images import samples
 from deconvviz.images.preprocess import preprocess_for
 
 QUERIES = ("chelsea", "hopper", "coffee", "astronaut", "gravel", "retina")

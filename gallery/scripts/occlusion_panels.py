@@ -12,7 +12,8 @@ from typing import Any
 from publishing import publish
 
 import deconvviz
-from deconvviz.images.photos import PHOTOS, Photo, samples
+from deconvviz.images import samples
+from deconvviz.images.photos import PHOTOS, Photo
 from deconvviz.images.preprocess import preprocess_for
 
 SHOWN = ("chelsea", "coffee", "hopper")

@@ -41,7 +41,7 @@ def draw(network: str) -> None:
 
 def _photos_per_unit(model: nn.Module, result: deconvviz.Projections) -> float:
     """Return from how many of the sample photos the nine strongest windows of a unit come, mean over units."""
-    from deconvviz.images.photos import samples
+    from deconvviz.images import samples
     from deconvviz.images.preprocess import preprocess_for
 
     labels = samples(64, preprocess=preprocess_for(model)).labels or []

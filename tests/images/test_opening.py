@@ -21,7 +21,7 @@ from torch.utils.data import (
 from torchvision import transforms
 
 from deconvviz.errors import ImageError, ModelError, OptionError
-from deconvviz.images.opening import Preprocess, open_images, preprocess_for
+from deconvviz.images import Preprocess, open_images, preprocess_for
 from deconvviz.zoo.card import Card
 
 PIXELS = Preprocess((8, 8), 8, (0.0,) * 3, (1.0,) * 3)
@@ -134,10 +134,10 @@ def test_compose_is_inverted_by_its_normalize():
     torch.testing.assert_close(found.invert(found(picture)), expected)
 
 
-def test_any_function_is_shown_from_minimum_to_maximum():
-    found = preprocess_for(UNKNOWN, lambda p: transforms.functional.to_tensor(p) * 7 - 3)
+def test_a_function_that_has_no_inverse_is_shown_from_minimum_to_maximum():
+    found = preprocess_for(UNKNOWN, lambda p: transforms.functional.to_tensor(p).square() * 7 - 3)
     shown = found.invert(found(noise()))
-    assert shown.min() == 0 and shown.max() == 1
+    assert found.inverse.mean is None and shown.min() == 0 and shown.max() == 1
     with pytest.raises(ImageError, match=r"gave a torch.uint8 tensor \(3, 14, 20\), expected a float tensor"):
         preprocess_for(UNKNOWN, transforms.functional.pil_to_tensor)(noise())
     with pytest.raises(ImageError, match=r"gave str"):

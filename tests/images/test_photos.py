@@ -1,6 +1,5 @@
 """The sample photos and their windows."""
 
-import sys
 import time
 
 import pytest
@@ -10,8 +9,8 @@ from PIL import Image
 from torchvision import transforms
 
 from deconvviz.errors import ImageError, OptionError
-from deconvviz.images.opening import Preprocess, open_images, preprocess_for
-from deconvviz.images.photos import PHOTOS, Photo, samples
+from deconvviz.images import Preprocess, open_images, photos, preprocess_for, samples
+from deconvviz.images.photos import PHOTOS, Photo
 
 
 def test_every_photo_is_there_and_described():
@@ -86,6 +85,6 @@ def test_gray_networks_and_plain_functions():
 
 
 def test_missing_photos_are_named(monkeypatch):
-    monkeypatch.setattr(sys.modules[samples.__module__], "PHOTOS", (Photo("gone", "gone.png", "t", "a", "l", "s"),))
+    monkeypatch.setattr(photos, "PHOTOS", (Photo("gone", "gone.png", "t", "a", "l", "s"),))
     with pytest.raises(ImageError, match=r"the sample photo .*gone.png cannot be read.*Install skimage again"):
         samples(64)

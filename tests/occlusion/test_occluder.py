@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import transforms
 
 from deconvviz.errors import ImageError, OptionError
-from deconvviz.images.opening import open_images
+from deconvviz.images import open_images
 from deconvviz.images.preprocess import Preprocess
 from deconvviz.occlusion import occluder as _occluder
 from deconvviz.occlusion.fill import Filling

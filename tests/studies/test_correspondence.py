@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from deconvviz.errors import ImageError, LayerError, OptionError
-from deconvviz.images.opening import Preprocess
+from deconvviz.images import Preprocess
 from deconvviz.studies.correspondence import _anywhere, correspondence, hamming, sign
 
 BOXES = {"eye": [(0, 0, 3, 3), (1, 2, 4, 5), (4, 4, 7, 7)], "nose": [(2, 2, 6, 5), (0, 4, 4, 7), (3, 1, 7, 4)]}

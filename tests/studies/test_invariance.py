@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from deconvviz.errors import ModelError, OptionError
-from deconvviz.images.opening import Preprocess, open_images
+from deconvviz.images import Preprocess, open_images
 from deconvviz.studies import transforms as module
 from deconvviz.studies.invariance import Curve, Invariance, invariance
 

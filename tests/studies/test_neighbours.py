@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from deconvviz.errors import ImageError, LayerError, OptionError
-from deconvviz.images.opening import Preprocess
+from deconvviz.images import Preprocess
 from deconvviz.studies import neighbours as module
 from deconvviz.studies.neighbours import nearest
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 pytest.importorskip("sklearn")
 
 from deconvviz.errors import LayerError, ModelError, OptionError
-from deconvviz.images.opening import Preprocess
+from deconvviz.images import Preprocess
 from deconvviz.studies.probe import probe
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from deconvviz.errors import ImageError, LayerError, ModelError, OptionError, StoreError
-from deconvviz.images.opening import Preprocess
+from deconvviz.images import Preprocess
 from deconvviz.results.store import save
 from deconvviz.topk import result as _strongest
 from deconvviz.topk import scan as topk

@@ -13,7 +13,7 @@ import deconvviz
 from deconvviz import zoo
 from deconvviz.cli import main as cli
 from deconvviz.errors import DeconvvizError, LayerError, OptionError, StoreError, UnitError, UnsupportedOp
-from deconvviz.images.photos import samples
+from deconvviz.images import samples
 from deconvviz.plotting import recording as _recording_plot
 from deconvviz.results import store as _store
 from deconvviz.training import recorder

@@ -10,7 +10,7 @@ from torch import nn
 
 import deconvviz
 from deconvviz import zoo
-from deconvviz.images.opening import open_images
+from deconvviz.images import open_images
 
 # Table 1 of the paper: squeeze 1×1, expand 1×1, expand 3×3 of fire2 … fire9.
 FIRES = [(16, 64, 64)] * 2 + [(32, 128, 128)] * 2 + [(48, 192, 192)] * 2 + [(64, 256, 256)] * 2
