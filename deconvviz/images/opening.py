@@ -79,6 +79,9 @@ def samples(
     Where that makes more than `count`, windows of the finest scales are left out, evenly. The result is
     always the same. Photos are read when the first of their windows is asked for.
 
+    Windows of 128 pixels and more show 72 photos, each also whole, of which ImageNet has names for most; smaller
+    ones are cut from the twelve that are there in full resolution.
+
     Args:
         size: height and width of the windows in pixels.
         count: how many at most. By default what 25 million pixels make, at least 400 and at most 3,600 (64
@@ -90,7 +93,7 @@ def samples(
         photo.
 
     Raises:
-        ImageError: the photos are not where scikit-image and matplotlib should have them.
+        ImageError: a photo is not where this package, scikit-image or matplotlib should have it.
         OptionError: a size or count below 1.
     """
     return Photos.cut(size, count, preprocess)

@@ -1,4 +1,4 @@
-"""The sample photos: free pictures from scikit-image and matplotlib, cut into windows at several scales."""
+"""The sample photos: free pictures, some from scikit-image and matplotlib, in windows of several scales."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .image_set import ImageSet
 from .preprocess import Preprocess, preprocess_for, upright
 
 _SKIMAGE, _MATPLOTLIB = ("skimage", "data"), ("matplotlib", "mpl-data/sample_data")
+_OWN = (__name__.split(".")[0], "images/sample_photos")
+_LARGE = 128  # pixels: from this side of a window on a whole photo fits into it and can be told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Photo:
         finest: the shortest windows are the photo's short side divided by this; even textures need few of
             them.
         place: (package, folder) that the file comes with.
+        classes: ImageNet's names for what is shown.
+        whole: a photo to be seen whole: for windows of at least 128 pixels alone, and one of them in the middle.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Photo:
     source: str
     finest: float = 8
     place: tuple[str, str] = _SKIMAGE
+    classes: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def path(self) -> Path:
@@ -52,9 +58,9 @@ class Photo:
 
 
 _STATED = "scikit-image, docstring of skimage.data."
-# Left out, because their licence is not stated or not free: color, coins, ihc, moon, motorcycle, page, text,
-# cell.
-PHOTOS = (
+# In full resolution, for windows of every size. Left out, because their licence is not stated or not free: color,
+# coins, ihc, moon, motorcycle, page, text, cell.
+_DETAILED = (
     Photo("astronaut", "astronaut.png", "The astronaut Eileen Collins", "NASA", "public domain",
           "NASA Great Images, https://flic.kr/p/r9qvLn; " + _STATED + "astronaut"),
     Photo("coffee", "coffee.png", "Coffee cup, courtesy of Pikolo Espresso Bar", "Rachel Michetti", "CC0",
@@ -79,6 +85,19 @@ PHOTOS = (
     Photo("gravel", "gravel.png", "Gravel", "CC0Textures (Gravel04)", "CC0", _STATED + "gravel", finest=3),
 )  # fmt: skip
 
+
+def _listed() -> Iterator[Photo]:
+    """Read the table of the photos that come with this package; they are small, for windows of a whole photo."""
+    lines = (Path(__file__).parent / "sample_photos" / "SOURCES.md").read_text(encoding="utf-8").splitlines()
+    for line in [line for line in lines if line.startswith("| ")][1:]:
+        name, title, author, licence, source, classes = (cell.strip() for cell in line.strip("|").split("|"))
+        named = tuple(classes.split(", ")) if classes else ()
+        about = (title, author, licence, source)
+        yield Photo(name, f"{name}.jpg", *about, finest=2, place=_OWN, classes=named, whole=True)
+
+
+PHOTOS = (*_DETAILED, *_listed())
+
 _LEVELS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # a photo's short side, in windows
 _MAGNIFY = 1.5  # no window is enlarged more than this
 
@@ -100,7 +119,7 @@ class Photos:
 
     def __init__(self, size: tuple[int, int], count: int, preprocess: Preprocess) -> None:
         self.size, self.preprocess = size, preprocess
-        sizes = _photo_sizes()
+        sizes = _photo_sizes(size)
         found = [w for photo in sizes for w in _cut(photo, sizes[photo], size, _MAGNIFY)]
         # Windows larger than every photo: better enlarged than none.
         found = found or [w for photo in sizes for w in _cut(photo, sizes[photo], size, math.inf) if w.level == 1]
@@ -161,9 +180,11 @@ class Photos:
         yield f"samples {self.size} {self.names}"
 
 
-def _photo_sizes() -> dict[Photo, tuple[int, int]]:
+def _photo_sizes(size: tuple[int, int]) -> dict[Photo, tuple[int, int]]:
     sizes = {}
     for photo in PHOTOS:
+        if photo.whole and min(size) < _LARGE:
+            continue
         try:
             with Image.open(photo.path) as opened:
                 sizes[photo] = (opened.height, opened.width)
@@ -181,14 +202,16 @@ def _cut(photo: Photo, full: tuple[int, int], size: tuple[int, int], magnify: fl
         if level > photo.finest or level * fit > magnify:
             break
         shape = (max(round(full[0] * fit * level), size[0]), max(round(full[1] * fit * level), size[1]))
-        for top in _starts(shape[0], size[0]):
-            for left in _starts(shape[1], size[1]):
+        middle = photo.whole and level == 1
+        for top in _starts(shape[0], size[0], middle):
+            for left in _starts(shape[1], size[1], middle):
                 yield _Window(photo, level, shape, (top, left))
 
 
-def _starts(length: int, window: int) -> list[int]:
-    """Return the starts of windows that cover `length` evenly, at most half a window apart."""
+def _starts(length: int, window: int, middle: bool) -> list[int]:
+    """Return the starts of windows that cover `length` evenly, at most half a window apart; one in the `middle`."""
     steps = math.ceil(2 * (length - window) / window)
+    steps += steps % 2 if middle else 0
     return [round(i * (length - window) / steps) for i in range(steps + 1)] if steps else [0]
 
 

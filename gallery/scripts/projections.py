@@ -52,9 +52,10 @@ def sources() -> None:
     lines = [
         "# Photos in this folder",
         "",
-        "Every photo that a picture here shows, whole, in part or in windows, is one of these. All come with the Python",
-        "packages scikit-image and matplotlib, under the licences named here. Where a study needs images that may not be",
-        "published (Tiny-ImageNet, CIFAR-10), its picture shows numbers only.",
+        "Every photo that a picture here shows, whole, in part or in windows, is one of these. Twelve come with the Python",
+        "packages scikit-image and matplotlib, sixty with this one",
+        "([its own list](../deconvviz/images/sample_photos/SOURCES.md)), under the licences named here. Where a study",
+        "needs images that may not be published (Tiny-ImageNet, CIFAR-10), its picture shows numbers only.",
         "",
         "| photo | title | author | licence | source |",
         "|---|---|---|---|---|",
