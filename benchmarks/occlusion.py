@@ -21,8 +21,8 @@ from conditions import alternate, conditions, load, report, seconds
 
 import deconvviz
 from deconvviz.guard import untouched
-from deconvviz.model.survey import reach_all
-from deconvviz.rules.backward import bound
+from deconvviz.rules.table import reach_all
+from deconvviz.tape.arguments import bound
 from deconvviz.tape.record import record
 
 SIDE = 224

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -27,9 +29,15 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
     That is every mode, buffer and random state, and torch's switches for lower precision.
 
     Yields the network itself: the module inside a `DataParallel` wrapper, whose replicas run in threads where
-    nothing can be seen. Hooks are the caller's to close. A `forward` that writes to its own buffers is undone.
+    nothing can be seen. Hooks are the caller's to close. A `forward` that writes to its own buffers is undone. Another
+    thread that comes with the same model, or with a part of it, waits.
     """
     network = unwrapped(model)
+    with _alone(model):
+        yield from _untouched(model, network)
+
+
+def _untouched(model: nn.Module, network: nn.Module) -> Iterator[nn.Module]:
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     # Inference mode would leave tensors without the version counters that show changes in place.
@@ -47,6 +55,41 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
                 _undo(buffers)
             for module, training in modes.items():
                 module.training = training
+
+
+_Claims = list[tuple[int, frozenset[int]]]
+_claims: _Claims = []  # which thread is inside `untouched` with which modules
+_changed = threading.Condition()
+
+
+@contextlib.contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Wait until no other thread holds any of the model's modules, and hold them."""
+    claim = threading.get_ident(), frozenset(map(id, model.modules()))
+
+    def free() -> bool:
+        return all(thread == claim[0] or modules.isdisjoint(claim[1]) for thread, modules in _claims)
+
+    try:
+        with _changed:
+            _changed.wait_for(free)
+            _claims.append(claim)
+        yield
+    finally:
+        with _changed:
+            _claims[:] = [other for other in _claims if other is not claim]
+            _changed.notify_all()
+
+
+def _forget() -> None:
+    # A forked process has this thread alone, and its lock may have been held by another.
+    global _changed
+    _claims.clear()
+    _changed = threading.Condition()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 # Per module: its buffers by name, each with its version and a copy of its values.

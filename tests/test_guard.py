@@ -1,5 +1,7 @@
 """Models that cannot be seen into are refused; what is restored is tested in test_hygiene.py."""
 
+import threading
+import time
 import warnings
 
 import pytest
@@ -116,3 +118,69 @@ def test_batch_statistics_in_a_users_graph_survive():
 def test_placement():
     assert placement(net().double()) == (torch.device("cpu"), torch.float64)
     assert placement(nn.ReLU()) == (torch.device("cpu"), torch.float32)
+
+
+def test_threads_with_the_same_model_wait_for_each_other():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+    images = torch.randn(4, 3, 8, 8)
+    expected = deconvviz.deconv(model, images, layer="2", unit=1)
+    found, inside, most = [], [], []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.002)
+            inside.pop()
+            return x
+
+    slow = nn.Sequential(Slow(), model)
+    threads = [
+        threading.Thread(target=lambda: found.append(deconvviz.deconv(slow, images, layer="1.2", unit=1)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(torch.equal(x, expected) for x in found)
+    assert max(most) == 1
+    assert all(module.training for module in slow.modules())
+
+
+def test_a_part_of_a_model_in_use_waits_and_another_model_does_not():
+    whole, other = nn.Sequential(net(), net()), net()
+    order = []
+
+    def part():
+        with untouched(whole[1]):
+            order.append("part")
+
+    with untouched(whole):
+        thread = threading.Thread(target=part)
+        thread.start()
+        with untouched(whole[0]):  # the same thread comes through
+            pass
+        beside = threading.Thread(target=lambda: untouched(other).__enter__() and order.append("other"))
+        beside.start()
+        beside.join()
+        time.sleep(0.02)
+        assert order == ["other"]
+    thread.join()
+    assert order == ["other", "part"]
+
+
+def test_nothing_is_held_after_an_error_or_a_failed_entry():
+    model = net()
+    with pytest.raises(ZeroDivisionError), untouched(model):
+        raise ZeroDivisionError
+    passed = []
+
+    def enter():
+        with untouched(model):
+            passed.append(1)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join(5)
+    assert passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, ModelError, OptionError, UnitError
 from ..model.output import check_output
-from ..model.survey import Layer, LayerTable, find, survey
+from ..model.survey import survey
+from ..model.table import Layer, LayerTable, find
+from ..rules.kinds import MAPS, Kind
 from ..tape.receptive_field import Reach, Span
 from ..tape.record import record
 
@@ -40,7 +43,7 @@ class Start:
 
     def pick(self, response: Tensor) -> Tensor:
         """Return the number for each of N recorded responses, or outputs: (N,)."""
-        return self.layer.maps(response)[:, self.unit, self.position[0], self.position[1]]
+        return self.layer.as_maps(response)[:, self.unit, self.position[0], self.position[1]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _unit(network: nn.Module, image: Tensor, layer: Layer, wanted: Any) -> Start
             "modules. Choose another layer; deconvviz.layers lists them."
         )
     tape = record(network, image, until=layer.value, keep=[layer.value])
-    maps = layer.maps(tape.kept[layer.value])[0]
+    maps = layer.as_maps(tape.kept[layer.value])[0]
     if not torch.isfinite(maps).all():
         raise ModelError(f"the response of layer {layer.name!r} holds NaN or infinity. Look for an overflow.")
     unit = int(maps.flatten(1).amax(1).argmax()) if wanted is None else _whole(wanted)
@@ -125,17 +128,14 @@ def _unit(network: nn.Module, image: Tensor, layer: Layer, wanted: Any) -> Start
 
 def _module(layer: Layer) -> str | None:
     """Return a module that runs once and returns the layer."""
-    names = [name for name in layer.aliases if ":" not in name and "#" not in name]
+    names = [name for name in layer.aliases if not re.search(r"[:#\[]", name)]
     return min(names, key=len, default=None)
-
-
-_MAPS = ("convolution", "normalization", "rectifier", "sum", "concatenation")
 
 
 def cam_module(rows: Sequence[Layer], start: Start, wanted: int | str | None) -> str:
     """Return the module whose maps Grad-CAM weighs: the layer asked for, or the deepest one with a number.
 
-    Where that is no module's result, such as a functional ReLU's, the last of `_MAPS` with several positions takes its
+    Where that is no module's result, such as a functional ReLU's, the last of `MAPS` with several positions takes its
     place.
     """
     fit = [r for r in rows if r.value < start.layer.value and r.reach.dims == (2, 3) and _module(r)]
@@ -148,8 +148,8 @@ def cam_module(rows: Sequence[Layer], start: Start, wanted: int | str | None) ->
             )
     else:
         numbered = [r for r in LayerTable(tuple(rows), (0, 0, 0)).numbered if r.value < start.layer.value]
-        layers = [numbered[-1]] if numbered and numbered[-1] in fit else [r for r in fit if r.kind in _MAPS]
-        if not any(r.kind == "convolution" for r in fit):
+        layers = [numbered[-1]] if numbered and numbered[-1] in fit else [r for r in fit if r.kind in MAPS]
+        if not any(r.kind == Kind.CONVOLUTION for r in fit):
             raise LayerError(
                 "Grad-CAM needs a convolution before the target, and this model has none. Leave it out: "
                 "compare_methods(…, methods=[…])."

@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.models import WeightsEnum
 from torchvision.transforms import functional as F
 
-from ..errors import DeconvvizError, ImageError, OptionError, UnreadableImage
+from ..errors import DeconvvizError, ImageError, LayerError, OptionError, UnreadableImage
 from ..guard import unwrapped
 from .inverse import Inverse, measured
 
@@ -230,6 +230,25 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
             f": the network was changed. {_GIVE}"
         )
     return found
+
+
+def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> tuple[int, int, int]:
+    """Return (channels, height, width) of a model's input from a side, (height, width), all three, or what is known."""
+    weights = [p for p in model.parameters() if p.dim() == 4]
+    channels = int(weights[0].shape[1]) if weights else 3
+    if size is None:
+        try:
+            known = preprocess_for(model).size
+        except ImageError:
+            known = None
+        return channels, *(known or (224, 224))
+    if isinstance(size, int):
+        return channels, size, size
+    if len(size) == 2:
+        return channels, size[0], size[1]
+    if len(size) == 3:
+        return size[0], size[1], size[2]
+    raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")
 
 
 def _channels(network: nn.Module) -> int | None:

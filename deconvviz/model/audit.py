@@ -12,9 +12,12 @@ from torch import nn
 from ..errors import UnsupportedOp
 from ..guard import placement, untouched
 from ..images import Images, open_images
+from ..images.preprocess import input_size as find_input_size
 from ..results.text import as_html, as_text
-from ..rules import table as rules
-from ..tape.record import Op, Tape, record
+from ..rules.kinds import AUDITED
+from ..rules.table import Saving, find
+from ..tape.operations import Op, Tape
+from ..tape.record import record
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,6 @@ class Audit:
 
 
 _HEADINGS = ("operation", "module", "calls", "status", "rule")
-_SHOWN = ("rectifier", "max-pool", "average pool", "normalization", "product")
 
 
 def audit(
@@ -97,20 +99,18 @@ def audit(
     Raises:
         ModelError: The operations of the model cannot be seen.
     """
-    from .survey import _input_size
-
     device, dtype = placement(model)
     if images is None:
-        image = torch.zeros(1, *_input_size(model, input_size))
+        image = torch.zeros(1, *find_input_size(model, input_size))
     else:
         image = open_images(model, images, preprocess).take([0])
     with untouched(model) as network:
-        tape = record(network, image.to(device, dtype), saver=rules.Saving())
+        tape = record(network, image.to(device, dtype), saver=Saving())
     counts: dict[AuditRow, int] = {}
     carried = _carried(tape)
     for op in tape.ops:
         row = _row(op, not carried.isdisjoint(op.outputs))
-        if row.kind in _SHOWN or not row.kind:
+        if row.kind in AUDITED or not row.kind:
             counts[row] = counts.get(row, 0) + 1
     return Audit(tuple(replace(row, calls=calls) for row, calls in counts.items()))
 
@@ -122,15 +122,15 @@ def _carried(tape: Tape) -> set[int]:
     values = {tape.output}
     for op in reversed(tape.ops):
         if not values.isdisjoint(op.outputs):
-            values |= {v for slot, v in enumerate(op.inputs) if slot != op.saved.get("gate_slot")}
+            values |= {v for slot, v in enumerate(op.inputs) if slot != op.saved.gate_slot}
     return values
 
 
 def _row(op: Op, carries: bool) -> AuditRow:
     try:
-        rule = rules.find(op)
+        rule = find(op)
     except UnsupportedOp as error:
         if carries:
             return AuditRow(op.name, op.module, 0, "", str(error), "unsupported")
         return AuditRow(op.name, op.module, 0, "", "none needed: only in a gate, which is a constant", "extension")
-    return AuditRow(op.name, op.module, 0, rule.kind, rule.note, "exact" if rule.exact else "extension")
+    return AuditRow(op.name, op.module, 0, rule.kind.value, rule.note, "exact" if rule.exact else "extension")

@@ -14,8 +14,11 @@ from tqdm import tqdm
 from ..errors import ImageError, LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import ImageSet
-from ..tape.record import Tape, record
-from .survey import Layer, find, held, survey
+from ..rules.kinds import WEIGHTED
+from ..tape.operations import Tape
+from ..tape.record import record
+from .survey import survey
+from .table import Layer, find
 
 BATCH = 64
 
@@ -56,13 +59,13 @@ class Reader:
         return self._checked(batch, tape, True), output
 
     def _checked(self, batch: Tensor, tape: Tape, fixed: bool) -> list[Tensor]:
-        return [self._response(batch, held(tape, layer), layer, fixed) for layer in self.layers]
+        return [self._response(batch, layer.response_in(tape), layer, fixed) for layer in self.layers]
 
     def _response(self, batch: Tensor, recorded: Tensor, layer: Layer, fixed: bool) -> Tensor:
         """Give one recorded tensor its form and refuse what is not finite or not as for image 0."""
         usual = (layer.units, layer.height, layer.width)
         flat = layer.reach.dims is None
-        response = recorded if flat and recorded[0].numel() != math.prod(usual) else layer.maps(recorded)
+        response = recorded if flat and recorded[0].numel() != math.prod(usual) else layer.as_maps(recorded)
         if (fixed or flat) and response.shape[1:] != usual:
             raise ImageError(
                 f"images of {tuple(batch.shape[2:])} pixels give layer {layer.name!r} {tuple(response.shape[1:])}, "
@@ -110,7 +113,7 @@ def choose(rows: Sequence[Layer], layers: Sequence[int | str] | int | str | None
 def last_features(rows: Sequence[Layer]) -> Layer:
     """Return what the last linear layer or convolution reads: the features that the classes are computed from."""
     for place in range(len(rows) - 1, 0, -1):
-        if rows[place].kind in ("linear", "convolution"):
+        if rows[place].kind in WEIGHTED:
             return rows[place - 1]
     raise LayerError(
         "this model has no layer before its last linear one. Name the layers; deconvviz.layers lists them."

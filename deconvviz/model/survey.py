@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ImageError, LayerError
+from ..errors import ImageError
 from ..guard import check_weights, placement, untouched
-from ..rules import table as rules
-from ..tape.receptive_field import Reach, Span
-from ..tape.record import Op, Tape, record
-from .table import Layer as Layer
-from .table import LayerTable as LayerTable
-from .table import find as find
+from ..images.preprocess import input_size as find_input_size
+from ..rules.kinds import BETWEEN_CONV_AND_RELU, LAYERS, NUMBERED, Kind
+from ..rules.table import Saving, kind_of, reach_all
+from ..tape.operations import Op, Tape
+from ..tape.receptive_field import Reach
+from ..tape.record import record
+from .table import Layer, LayerTable, find, maker_of
 
 # Networks with at most this many convolutions are counted by convolution, deeper ones by stride (AlexNet has 5,
 # OverFeat 5 or 6, the smallest VGG 8).
@@ -44,7 +45,7 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
     Raises:
         ModelError: The operations of the model cannot be seen, or its weights are not finite.
     """
-    size = _input_size(model, input_size)
+    size = find_input_size(model, input_size)
     device, dtype = placement(model)
     with untouched(model) as network:
         check_weights(network)
@@ -71,27 +72,18 @@ def observe(network: nn.Module, batch: Tensor, wanted: Sequence[Layer]) -> list[
     Must be called inside `untouched`.
     """
     tape = record(network, batch, until=max(x.value for x in wanted), keep={x.value for x in wanted})
-    return [layer.maps(held(tape, layer)) for layer in wanted]
-
-
-def held(tape: Tape, layer: Layer) -> Tensor:
-    """Return the recorded response of a layer as the network made it."""
-    # Values are numbered in the order of execution, which a model may change from one batch to the next.
-    if layer.value not in tape.kept or layer.maker not in ("", _maker(tape, layer.value)):
-        raise LayerError(
-            f"layer {layer.name!r} did not run as on the first image: the model takes another path for these images."
-        )
-    return tape.kept[layer.value]
+    return [layer.as_maps(layer.response_in(tape)) for layer in wanted]
 
 
 def survey(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     """Run the network on one image and describe each layer."""
-    return described(record(network, image, saver=rules.Saving()), network)
+    return describe(record(network, image, saver=Saving()), network)
 
 
-def described(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
-    """Describe each layer of a tape of `network` that was recorded with `rules.Saving`."""
+def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
+    """Describe each layer of a tape of `network` that was recorded with `Saving`."""
     reaches = reach_all(tape)
+    _check_order(tape, reaches)
     rows = []
     chosen = _chosen(tape, network)
     numbers = {value: n for n, value in enumerate(chosen.values(), 1)} or _numbers(tape, reaches)
@@ -99,40 +91,48 @@ def described(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
     for name, value in _names(tape, numbers).items():
         names.setdefault(value, []).append(name)
     for value, aliases in names.items():
-        shape, reach = tape.shapes[value], reaches[value]
-        if len(shape) < 2:
+        reach = reaches[value]
+        if len(tape.shapes[value]) < 2:
             continue
-        dims = reach.dims
-        if len(shape) == 4 and dims is None:
-            dims = (2, 3)  # all positions see everything, yet they are positions
-            reach = Reach(reach.rows.whole(shape[2]), reach.cols.whole(shape[3]), dims)
-        height, width = (shape[dims[0]], shape[dims[1]]) if dims else (1, 1)
+        units, height, width = _form(tape.shapes[value], reach)
         rows.append(
             Layer(
-                next((name for name in aliases if name in chosen), min(aliases, key=len)),
-                numbers.get(value),
-                _kind(tape, value),
-                shape[1:].numel() // (height * width),
-                height,
-                width,
-                _field(reach),
-                (reach.rows.stride, reach.cols.stride) if dims else None,
-                tuple(aliases),
-                value,
-                reach,
-                _maker(tape, value),
+                name=min(aliases, key=lambda name: (name not in chosen, "[" in name, len(name))),
+                number=numbers.get(value),
+                kind=_kind(tape, value),
+                units=units,
+                height=height,
+                width=width,
+                receptive_field=_field(reach),
+                stride=(reach.rows.stride, reach.cols.stride) if reach.dims else None,
+                aliases=tuple(aliases),
+                value=value,
+                reach=reach,
+                maker=maker_of(tape, value),
             )
         )
     return tuple(rows)
 
 
-def reach_all(tape: Tape) -> dict[int, Reach]:
-    """Return what every value of a tape sees of the images."""
-    height, width = tape.shapes[0][-2:]
-    reaches = {0: Reach(Span.of_input(height), Span.of_input(width), (2, 3))}
-    for op in tape.ops:
-        reaches.update(zip(op.outputs, rules.reach_of(op, [reaches[v] for v in op.inputs], tape), strict=True))
-    return reaches
+def _form(shape: torch.Size, reach: Reach) -> tuple[int, int, int]:
+    """Return units, height, width of a tensor (N, ...); all zero where it can't be told what its dimensions are."""
+    if reach.dims is not None:
+        height, width = len(reach.rows.lo), len(reach.cols.lo)
+        return shape[1:].numel() // max(1, height * width), height, width
+    return (shape[1], 1, 1) if len(shape) == 2 else (0, 0, 0)
+
+
+def _check_order(tape: Tape, reaches: Mapping[int, Reach]) -> None:
+    """Refuse a model that takes another dimension of the images than 1 as channels."""
+    first = next((op for op in tape.ops if op.short == "conv2d"), None)
+    reach = None if first is None else reaches[first.inputs[0]]
+    if reach is None or reach.dims is None or reach.sized or 1 not in reach.dims:
+        return
+    order = ("height", "width")[reach.dims.index(1)]
+    raise ImageError(
+        f"the model takes the images' {order} as channels: it expects them in another order than (N, C, H, W), such as "
+        "(N, H, W, C). Wrap it in a module whose forward is model(x.permute(0, 2, 3, 1))."
+    )
 
 
 def _names(tape: Tape, numbers: Collection[int]) -> dict[str, int]:
@@ -141,7 +141,7 @@ def _names(tape: Tape, numbers: Collection[int]) -> dict[str, int]:
     for path, _ in tape.calls:
         total[path] = total.get(path, 0) + 1
     named = {path if total[path] == 1 else f"{path}#{n}": value for (path, n), value in tape.calls.items()}
-    returned = set(named.values())
+    returned = {value for name, value in named.items() if "[" not in name}
     # What has a number has a name, too.
     loose = [op for op in tape.ops if op.outputs[0] not in returned and (_shown(op) or op.outputs[0] in numbers)]
     count: dict[str, int] = {}
@@ -157,21 +157,15 @@ def _names(tape: Tape, numbers: Collection[int]) -> dict[str, int]:
 
 
 def _shown(op: Op) -> bool:
-    rule = rules.RULES.get(op.short)
-    return rule is not None and rule.kind in ("rectifier", "convolution", "max-pool", "average pool", "sum")
-
-
-def _maker(tape: Tape, value: int) -> str:
-    for op in reversed(tape.ops):
-        if value in op.outputs:
-            return op.where
-    return "the input"
+    return kind_of(op) in LAYERS
 
 
 def _kind(tape: Tape, value: int) -> str:
     maker = tape.producer().get(value)
-    rule = rules.RULES.get(maker.short) if maker is not None else None
-    return rule.kind if rule is not None else maker.short if maker is not None else "input"
+    if maker is None:
+        return "input"
+    kind = kind_of(maker)
+    return maker.short if kind is None else kind.value
 
 
 def _field(reach: Reach) -> tuple[int, int]:
@@ -189,26 +183,26 @@ def _chosen(tape: Tape, network: nn.Module) -> dict[str, int]:
 
 def _numbers(tape: Tape, reaches: dict[int, Reach]) -> dict[int, int]:
     """Number the layers as the papers do: value -> number."""
-    convolutions = [op for op in tape.ops if op.short == "conv2d" and not _pointwise_on_a_point(op, tape)]
+    convolutions = [op for op in tape.ops if op.short == "conv2d" and not _after_global_pool(reaches[op.inputs[0]])]
     if 0 < len(convolutions) <= FEW:
         return {_response(op, tape): n for n, op in enumerate(convolutions, 1)}
     last: dict[int, int] = {}
     activations: set[int] = set()
     for op in tape.ops:
-        reach, rule = reaches[op.outputs[0]], rules.RULES.get(op.short)
+        reach, kind = reaches[op.outputs[0]], kind_of(op)
         # An Inception or Fire module's activations are all its branches', side by side.
-        joined = rule is not None and rule.kind == "concatenation" and activations.issuperset(op.inputs)
-        if rule is None or reach.dims is None or not (rule.kind == "rectifier" or joined):
+        joined = kind is Kind.CONCATENATION and activations.issuperset(op.inputs)
+        if reach.dims is None or not (kind in NUMBERED or joined):
             continue
         activations.add(op.outputs[0])
-        if len(reach.rows.lo) > 1 or len(reach.cols.lo) > 1:
+        if not reach.sized:  # else another image size would give it another number
             last[reach.rows.stride] = op.outputs[0]
     return {last[stride]: n for n, stride in enumerate(sorted(last), 1)}
 
 
-def _pointwise_on_a_point(op: Op, tape: Tape) -> bool:
+def _after_global_pool(reach: Reach) -> bool:
     # The convolutions inside squeeze-and-excite are fully connected layers in disguise.
-    return tape.shapes[op.inputs[0]][-2:] == (1, 1)
+    return reach.sized and len(reach.rows.lo) == len(reach.cols.lo) == 1
 
 
 def _response(op: Op, tape: Tape) -> int:
@@ -217,30 +211,9 @@ def _response(op: Op, tape: Tape) -> int:
     value = op.outputs[0]
     while True:
         readers = consumers.get(value, [])
-        rule = rules.RULES.get(readers[0].short) if len(readers) == 1 else None
-        passing = ("rectifier", "normalization", "identity", "product", "sum")
-        if rule is None or rule.kind not in passing or len(readers[0].inputs) > 1:
+        kind = kind_of(readers[0]) if len(readers) == 1 and len(readers[0].inputs) == 1 else None
+        if kind is Kind.RECTIFIER:
+            return readers[0].outputs[0]
+        if kind not in BETWEEN_CONV_AND_RELU:
             return value
         value = readers[0].outputs[0]
-        if rule.kind == "rectifier":
-            return value
-
-
-def _input_size(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
-    weights = [p for p in model.parameters() if p.dim() == 4]
-    channels = int(weights[0].shape[1]) if weights else 3
-    if size is None:
-        from ..images import preprocess_for
-
-        try:
-            known = preprocess_for(model).size
-        except ImageError:
-            known = None
-        return channels, *(known or (224, 224))
-    if isinstance(size, int):
-        return channels, size, size
-    if len(size) == 2:
-        return channels, size[0], size[1]
-    if len(size) == 3:
-        return size[0], size[1], size[2]
-    raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..devices import sent
 from ..errors import LayerError
 from ..results.text import as_html, as_text
+from ..tape.operations import Tape
 from ..tape.receptive_field import Reach
 
 
@@ -22,7 +23,8 @@ class Layer:
 
     `name` and each of `aliases` (modules that return the same tensor) is what `layer=` takes, `number` the papers'
     number if it has one; `receptive_field` and `stride` are (vertical, horizontal) input pixels, the stride None for
-    a layer without rows and columns.
+    a layer without rows and columns. `units` is 0 where it can't be told which of a tensor's dimensions are channels,
+    as inside an attention: such a layer is listed, and refused.
     """
 
     name: str
@@ -38,18 +40,41 @@ class Layer:
     reach: Reach = field(repr=False, compare=False)
     maker: str = field(repr=False, compare=False, default="")  # the operation that `value` comes from
 
-    def maps(self, response: Tensor) -> Tensor:
+    def response_in(self, tape: Tape) -> Tensor:
+        """Return the recorded response as the network made it."""
+        # Values are numbered in the order of execution, which a model may change from one batch to the next.
+        if self.value not in tape.kept or self.maker not in ("", maker_of(tape, self.value)):
+            raise LayerError(
+                f"layer {self.name!r} did not run as on the first image: the model takes another path for these images."
+            )
+        return tape.kept[self.value]
+
+    def as_maps(self, response: Tensor) -> Tensor:
         """Give a recorded tensor the form (N, units, height, width)."""
         if self.reach.dims is None:
             return response.reshape(len(response), self.units, self.height, self.width)
-        return response.movedim(self.reach.dims, (2, 3))
+        row, col = self.reach.dims
+        if row == col:
+            flat = response.movedim(row, -1).flatten(1, -2)
+            return flat.unflatten(2, (self.height, self.width))
+        return response.movedim((row, col), (-2, -1)).flatten(1, -3)
 
     def spread(self, amounts: Tensor, units: Tensor, positions: Tensor, shape: torch.Size) -> Tensor:
         """Return tensors like the recorded one, zero but for one unit at one position each."""
         full = amounts.new_zeros(len(amounts), *shape[1:])
-        index = torch.stack([torch.arange(len(amounts)), units, positions[:, 0], positions[:, 1]])
-        self.maps(full)[tuple(sent(index, full.device))] = amounts
+        place = torch.arange(shape[1:].numel()).view(1, *shape[1:])  # of each element in a response
+        chosen = self.as_maps(place)[0, units, positions[:, 0], positions[:, 1]]
+        index = sent(torch.stack([torch.arange(len(amounts)), chosen]), full.device)
+        full.flatten(1)[tuple(index)] = amounts
         return full
+
+
+def maker_of(tape: Tape, value: int) -> str:
+    """Return which operation made a value, as errors name it."""
+    for op in reversed(tape.ops):
+        if value in op.outputs:
+            return op.where
+    return "the input"
 
 
 @dataclass(frozen=True)
@@ -83,8 +108,8 @@ class LayerTable:
                 "" if r.number is None else str(r.number),
                 r.name,
                 r.kind,
-                str(r.units),
-                f"{r.height}×{r.width}",
+                str(r.units or "?"),
+                f"{r.height}×{r.width}" if r.units else "?",
                 f"{r.receptive_field[0]}×{r.receptive_field[1]}",
                 "" if r.stride is None else f"{r.stride[0]}×{r.stride[1]}",
             )
@@ -120,10 +145,24 @@ def find(rows: Sequence[Layer], wanted: int | str) -> Layer:
         raise LayerError(f"layer must be a number or a module path, got {wanted!r}.")
     match = [r for r in rows if wanted in r.aliases]
     if match:
-        return match[0]
+        return _told(match[0])
     calls = [name for r in rows for name in r.aliases if re.fullmatch(re.escape(wanted) + r"#\d+", name)]
     if calls:
         raise LayerError(f"{wanted!r} runs {len(calls)} times; say which: {', '.join(calls)}.")
+    parts = [name for r in rows for name in r.aliases if name.startswith(f"{wanted}[")]
+    if parts:
+        raise LayerError(f"{wanted!r} returns {len(parts)} tensors; say which: {', '.join(parts)}.")
+    if wanted.startswith("module."):  # a name in a DataParallel or DistributedDataParallel wrapper
+        return find(rows, wanted.removeprefix("module."))
     raise LayerError(
         f"there is no layer {wanted!r} whose result is a tensor; the layers are {', '.join(r.name for r in rows)}."
     )
+
+
+def _told(layer: Layer) -> Layer:
+    if layer.units == 0:
+        raise LayerError(
+            f"which dimension of layer {layer.name!r} holds its channels can't be told: {layer.kind} mixes positions. "
+            "Choose a layer whose units deconvviz.layers(model) lists, such as the block that holds it."
+        )
+    return layer

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..model.survey import Layer, held
-from ..tape.record import Tape, record
+from ..model.table import Layer
+from ..tape.operations import Tape
+from ..tape.record import record
 
 # receive(positions, output (b, classes), response (b, U, h, w) or None)
 Receive = Callable[["slice | Tensor", Tensor, "Tensor | None"], None]
@@ -92,7 +93,7 @@ class Pass:
             if self.layer is None:
                 return self.network(images), None
             tape = record(self.network, images, keep={self.output, self.layer.value})
-        response = self.layer.maps(held(tape, self.layer))
+        response = self.layer.as_maps(self.layer.response_in(tape))
         if self.output not in tape.kept:
             raise ModelError("the model takes another path for the occluded image; its output cannot be followed.")
         return tape.kept[self.output], response

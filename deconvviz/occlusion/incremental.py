@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedOp
-from ..model.survey import Layer, reach_all
+from ..model.table import Layer
 from ..rules import table as rules
-from ..rules.backward import Pair, bound
-from ..tape.record import Op, Tape
+from ..rules.kinds import Kind
+from ..tape.arguments import Pair, bound
+from ..tape.operations import Op, Tape
 from .brute_force import order_of
-from .local import needed, stays, tensors, valid
+from .local import tensors, valid
 from .windows import Part, Place, Unoccluded
 
 # Whole maps are cheaper than windows that cover more than this share of them: no gathering, larger convolutions.
@@ -78,8 +79,8 @@ class _Scanner:
     def __init__(self, tape: Tape, layer: Layer | None, fill: Tensor, boxes: Tensor, memory: int) -> None:
         assert tape.output is not None
         self.tape, self.layer, self.fill, self.boxes = tape, layer, fill, boxes
-        self.kept, self.reaches = Unoccluded(tape), reach_all(tape)
-        self.ops = needed(tape, {tape.output} | ({layer.value} if layer else set()))
+        self.kept, self.reaches = Unoccluded(tape), rules.reach_all(tape)
+        self.ops = tape.needed_for({tape.output} | ({layer.value} if layer else set()))
         self.last_use = {v: i for i, op in enumerate(self.ops) for v in op.inputs}
         self.uses = {v: sum(v in op.inputs for op in self.ops) for v in self.last_use}
         self.cut = self._cut()
@@ -129,17 +130,15 @@ class _Scanner:
             for value, part in zip(op.outputs, self._step(op, [parts[v] for v in op.inputs]), strict=True):
                 parts[value] = part
                 if self.layer is not None and value == self.layer.value:
-                    response = self.layer.maps(self.kept.whole(value, part)).contiguous()
+                    response = self.layer.as_maps(self.kept.whole(value, part)).contiguous()
             for value in set(op.inputs) - keep:
                 if self.last_use[value] == i:
                     del parts[value]
         return response
 
     def _step(self, op: Op, inputs: list[Part]) -> list[Part]:
-        rule = rules.RULES.get(op.short)
-        kind = rule.kind if rule is not None else ""
         if all(p.rows is not None for p in inputs):
-            if kind == "convolution" and rules.RULES["conv2d"].local(op, self.tape):
+            if rules.kind_of(op) is Kind.CONVOLUTION and rules.RULES[op.short].local(op, self.tape):
                 out = self._slide(op, inputs[0], tuple(bound(op)["weight"].shape[2:]), 0.0)
             elif op.short == "max_pool2d" and not bound(op)["return_indices"]:
                 out = self._slide(op, inputs[0], bound(op)["kernel_size"], -torch.inf)
@@ -196,10 +195,10 @@ class _Scanner:
 
     def _in_place(self, op: Op, inputs: list[Part]) -> list[Part] | None:
         """Run an operation whose outputs sit where its inputs do; None when it moves or mixes positions."""
-        if not stays(op, self.tape, self.reaches):
+        if not rules.stays(op, self.tape, self.reaches):
             return None
-        rule = rules.RULES[op.short]
-        if rule.kind == "border":
+        kind = rules.kind_of(op)
+        if kind is Kind.BORDER:
             return self._border(op, inputs[0])
         if len(inputs) > 1:
             joined = self.kept.join(op.inputs, inputs, self.tape.shapes[op.outputs[0]], COVER)
@@ -207,7 +206,7 @@ class _Scanner:
                 return None
             inputs = joined
         part = inputs[0]
-        if rule.kind == "view":
+        if kind is Kind.VIEW:
             shapes = [self.tape.shapes[v] for v in op.outputs]
             if op.short in ("view", "reshape", "view_as", "reshape_as", "unflatten", "flatten"):
                 data = [part.data.reshape(len(part.data), *shapes[0][1:-2], *part.data.shape[-2:])]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, OptionError, UnitError
-from ..model.survey import Layer
+from ..model.table import Layer
 
 # (output (b, classes), response (b, U, h, w) or None) -> (b,)
 Function = Callable[[Tensor, "Tensor | None"], Tensor]

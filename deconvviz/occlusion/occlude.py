@@ -16,9 +16,11 @@ from ..errors import ImageError, ModelError, OptionError, UnsupportedOp
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images import ImageSet, open_images
 from ..model.output import check_output, class_names
-from ..model.survey import Layer, LayerTable, described, find, held
+from ..model.survey import describe
+from ..model.table import Layer, LayerTable, find
 from ..rules import table as rules
-from ..tape.record import Tape, record_fast
+from ..tape.operations import Tape
+from ..tape.record import record_fast
 from .brute_force import Pass
 from .fill import Filling
 from .incremental import Unbatched
@@ -149,7 +151,7 @@ def _output_of(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
     """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
     if tape.output is None:
         raise ModelError("the model's output is not a tensor, expected (N, classes). Wrap it to return the scores.")
-    return tape.kept[tape.output], None if layer is None else layer.maps(held(tape, layer))
+    return tape.kept[tape.output], None if layer is None else layer.as_maps(layer.response_in(tape))
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class _Task:
 
     def _layer(self, tape: Tape) -> Layer | None:
         """Return the layer asked for, or the deepest numbered one that comes before the output."""
-        rows = described(tape, unwrapped(self.model))
+        rows = describe(tape, unwrapped(self.model))
         if self.targets.layer is not None:
             return find(rows, self.targets.layer)
         numbered = LayerTable(rows, (0, 0, 0)).numbered

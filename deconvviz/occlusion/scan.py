@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import OptionError
-from ..model.survey import Layer
-from ..tape.record import Tape
+from ..model.table import Layer
+from ..tape.operations import Tape
 from . import brute_force, incremental
 from . import refine as _refine
 from .meter import Meter

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..rules.backward import Pair
-from ..tape.record import Tape
+from ..tape.arguments import Pair
+from ..tape.operations import Tape
 
 Borders = tuple[int, int, int, int]  # left, right, top, bottom, as `F.pad` counts
 NO_BORDERS: Borders = (0, 0, 0, 0)

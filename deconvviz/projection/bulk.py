@@ -145,7 +145,7 @@ def fill(
             now, which = part[chosen], local[chosen]
             items = Items(which, frames.positions.flatten(0, 1)[now])
             start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
-            signal = carry(tape, layer, start, items, saving.rule)
+            signal = carry(tape, layer, start, items, saving.rectifier)
             zero = torch.zeros_like(which)
             corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
             carried = signal.data.cpu(), torch.arange(len(now)), *corners

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UnitError
 from ..guard import check_weights, placement, untouched
 from ..images import open_images
-from ..model.survey import held, resolve
+from ..model.survey import resolve
 from ..model.table import Layer
 from ..rules import table as rules
 from ..rules.signals import Items
@@ -80,7 +80,7 @@ def carry_back(
     tape: Tape, layer: Layer, unit: int, position: tuple[int, int] | None = None, rule: str = "deconvnet"
 ) -> Tensor:
     """Carry one unit's activation in each recorded image back to pixels (N, C, H, W)."""
-    maps = layer.maps(held(tape, layer))[:, unit]
+    maps = layer.as_maps(layer.response_in(tape))[:, unit]
     places = choose_positions(layer, maps, position)
     n = torch.arange(len(maps))
     amounts = maps[n, places[:, 0], places[:, 1]]

@@ -5,28 +5,29 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..devices import sent
-from ..model.survey import Layer, held
+from ..model.table import Layer
 from ..rules import table as rules
-from ..rules.signals import Grid, Items, Signal
-from ..rules.walk import Signals, Walk
-from ..tape.record import Tape
+from ..rules.signals import Grid, Items, Signal, Signals, Walk
+from ..tape.operations import Tape
 
 
-def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rule: str = "deconvnet") -> Signal:
+def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str = "deconvnet") -> Signal:
     """Carry signals from a layer back to the images: the one loop of the deconvnet.
 
     The signal stays on windows, one position's receptive field, as long as the rules can and it pays.
     """
-    walk = Walk(tape, items, rule)
+    walk = Walk(tape, items, rectifier)
     signals: dict[int, Signal] = {layer.value: start}
     for op in reversed(tape.ops):
         outs: Signals = [signals.pop(v, None) for v in op.outputs]
         if all(s is None for s in outs):
             continue
-        found = rules.find(op)
-        if not found.local(op, tape):
+        rule = rules.find(op)
+        back = rule.back
+        if not (rule.local(op, tape) and all(s is None or s.grid is not None for s in outs)):
             outs = [s and items.whole(s, tape.shapes[v]) for s, v in zip(outs, op.outputs, strict=True)]
-        for value, signal in zip(op.inputs, found.back(op, outs, walk), strict=True):
+            back = rule.whole or rule.back
+        for value, signal in zip(op.inputs, back(op, outs, walk), strict=True):
             if signal is not None:
                 before = signals.get(value)
                 signals[value] = signal if before is None else items.sum(before, signal, tape.shapes[value])
@@ -37,7 +38,7 @@ def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rule: str = "de
 
 def begin(tape: Tape, layer: Layer, amounts: Tensor, units: Tensor, positions: Tensor) -> Signal:
     """Return the signal at the layer: amounts (B,) of units (B,) at positions (B, 2), all else zero."""
-    response = held(tape, layer)
+    response = layer.response_in(tape)
     amounts = amounts.to(response.device, response.dtype, non_blocking=response.device.type == "cuda")
     if layer.reach.dims != (2, 3) or response.dim() != 4:
         return Signal(layer.spread(amounts, units, positions, response.shape))

@@ -159,7 +159,7 @@ def _rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.S
     tape = record(network, example.repeat(2, 1, 1, 1), until=layer.value, keep=[layer.value], saver=saving)
     zero = torch.zeros(1, dtype=torch.long)
     start = begin(tape, layer, torch.ones(1), zero, torch.zeros(1, 2, dtype=torch.long))
-    carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rule)
+    carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rectifier)
 
 
 def _choose_units(layer: Layer, units: Sequence[int] | str | None) -> Tensor:

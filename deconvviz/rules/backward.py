@@ -1,4 +1,7 @@
-"""The rules themselves: pure functions (operation, signals at its outputs, walk) -> signals at its inputs."""
+"""The rules on windows: pure functions (operation, signals at its results, walk) -> signals at its inputs.
+
+What a rule does where the signal has no windows is in `whole`.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.grad
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tape.arguments import Pair as Pair
-from ..tape.arguments import bound as bound
-from ..tape.arguments import constant_factor, plain_sum
+from ..tape.arguments import Pair, bound, constant_factor
 from ..tape.operations import Op
-from .pullback import pullback as pullback
-from .signals import Grid, Signal
-from .walk import Back as Back
-from .walk import Signals as Signals
-from .walk import Walk as Walk
-from .walk import present
+from .signals import Grid, Signal, Signals, Walk, present
 
 
 def identity(op: Op, signals: Signals, walk: Walk) -> Signals:
@@ -30,23 +25,17 @@ def identity(op: Op, signals: Signals, walk: Walk) -> Signals:
 def rectify(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Rectify the signal; backprop and guided multiply by the forward derivative instead or as well."""
     (signal,) = present(signals)
-    data = signal.data if walk.rule == "backprop" else signal.data.clamp_min(0)
-    if walk.rule != "deconvnet":
-        data = data * walk.items.part(op.saved["slope"], signal)
+    data = signal.data if walk.rectifier == "backprop" else signal.data.clamp_min(0)
+    if op.saved.slope is not None:
+        data = data * walk.items.part(op.saved.slope, signal)
     return [replace(signal, data=data)]
 
 
 def convolve(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Filter with the transposed filters, without the bias."""
     (signal,), p = present(signals), bound(op)
-    shape = walk.tape.shapes[op.inputs[0]]
+    assert signal.grid is not None
     weight, stride, dilation, groups = p["weight"], p["stride"], p["dilation"], p["groups"]
-    if signal.grid is None:
-        if isinstance(p["padding"], str):
-            return pullback(op, signals, walk)
-        size = (len(signal.data), *shape[1:])
-        data = torch.nn.grad.conv2d_input(size, weight, signal.data, stride, p["padding"], dilation, groups)
-        return [Signal(data)]
     if signal.unit is not None:
         data = _one_filter(signal, weight, groups, dilation)
     elif weight.shape[1] * groups <= 4 and groups == 1 and stride[0] == stride[1] > 1 and dilation == (1, 1):
@@ -54,7 +43,8 @@ def convolve(op: Op, signals: Signals, walk: Walk) -> Signals:
     else:
         data = F.conv_transpose2d(signal.data, weight, None, stride, 0, 0, groups, dilation)
     grid = _below(signal.grid, stride, p["padding"])
-    return [walk.items.trimmed(Signal(data, grid), shape, clean=op.inputs[0] == 0)]  # boxes cut the image's border off
+    clean = op.inputs[0] == 0  # boxes cut the image's border off
+    return [walk.items.trimmed(Signal(data, grid), walk.tape.shapes[op.inputs[0]], clean=clean)]
 
 
 def _by_phases(signal: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -101,13 +91,18 @@ def _below(grid: Grid, stride: Pair, padding: Pair) -> Grid:
 def unpool(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Put each pooled signal where the maximum was; where windows picked the same pixel the signals add."""
     (signal,), p = present(signals[:1]), bound(op)
-    taps = walk.items.part(op.saved["switches"], signal)
-    data = _to_switches(signal.data, taps, p["kernel_size"], p["stride"], p["dilation"])
-    return _pooled(op, signal, data, p, walk)
+    return _pooled(op, signal, to_switches(op, signal, walk), p, walk)
 
 
-def _to_switches(signal: Tensor, taps: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
-    """Add signals (B, C, h, w) into their windows, each at its tap (B, C, h, w)."""
+def to_switches(op: Op, signal: Signal, walk: Walk) -> Tensor:
+    """Add a pool's signals (B, C, h, w) into their windows, each where the maximum was; (B, C, all windows)."""
+    assert op.saved.switches is not None
+    p = bound(op)
+    taps = walk.items.part(op.saved.switches, signal)
+    return _unpooled(signal.data, taps, p["kernel_size"], p["stride"], p["dilation"])
+
+
+def _unpooled(signal: Tensor, taps: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
     (height, width), device = _covered(signal, kernel, stride, dilation), signal.device
     number = torch.arange(kernel[0] * kernel[1], device=device)
     within = number // kernel[1] * dilation[0] * width + number % kernel[1] * dilation[1]
@@ -134,8 +129,6 @@ def _covered(signal: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Pair
 def average(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Spread each signal evenly over its window."""
     (signal,), p = present(signals), bound(op)
-    if signal.grid is None:
-        return pullback(op, signals, walk)
     (h, w), kernel, stride = signal.data.shape[-2:], p["kernel_size"], p["stride"]
     share = signal.data / (p["divisor_override"] or kernel[0] * kernel[1])
     data = share.new_zeros(*share.shape[:2], *_covered(share, kernel, stride, (1, 1)))
@@ -147,25 +140,11 @@ def average(op: Op, signals: Signals, walk: Walk) -> Signals:
 
 
 def _pooled(op: Op, signal: Signal, data: Tensor, p: dict[str, Any], walk: Walk) -> Signals:
-    # `data` covers the windows of all outputs; the map may begin later (padding) and end elsewhere (ceil_mode).
-    shape = walk.tape.shapes[op.inputs[0]]
-    if signal.grid is not None:
-        grid = _below(signal.grid, p["stride"], p["padding"])
-        # A switch never points outside the map.
-        return [walk.items.trimmed(Signal(data, grid), shape, clean=op.short == "max_pool2d")]
-    top, left = p["padding"]
-    margins = (-left, shape[-1] + left - data.shape[-1], -top, shape[-2] + top - data.shape[-2])
-    return [Signal(F.pad(data, margins))]
-
-
-def unpool_adaptive(op: Op, signals: Signals, walk: Walk) -> Signals:
-    """Put each pooled signal where the maximum was, on whole maps."""
-    signal = signals[0]
-    assert signal is not None
-    shape = walk.tape.shapes[op.inputs[0]]
-    index = walk.items.part(op.saved["indices"], signal).flatten(2)
-    data = signal.data.new_zeros(*signal.data.shape[:2], shape[-2] * shape[-1])
-    return [Signal(data.scatter_add_(2, index, signal.data.flatten(2)).unflatten(2, shape[-2:]))]
+    # `data` covers the windows of all outputs; the map may begin later (padding).
+    assert signal.grid is not None
+    below = Signal(data, _below(signal.grid, p["stride"], p["padding"]))
+    # A switch never points outside the map.
+    return [walk.items.trimmed(below, walk.tape.shapes[op.inputs[0]], clean=op.short == "max_pool2d")]
 
 
 def scale(op: Op, signals: Signals, walk: Walk) -> Signals:
@@ -176,31 +155,28 @@ def scale(op: Op, signals: Signals, walk: Walk) -> Signals:
         factor = (p["running_var"] + p["eps"]).rsqrt()
         factor = factor if p["weight"] is None else factor * p["weight"]
         return [replace(signal, data=signal.data * factor.view(1, -1, *[1] * (signal.data.dim() - 2)))]
-    return [replace(signal, data=signal.data * walk.items.part(op.saved["scale"], signal))]
+    assert op.saved.scale is not None
+    return [replace(signal, data=signal.data * walk.items.part(op.saved.scale, signal))]
 
 
 def gate(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Multiply by the gate, which is a constant; nothing goes into the gate's own branch."""
     (signal,) = present(signals)
-    data = signal.data * walk.items.part(op.saved["gate"], signal)
+    assert op.saved.gate is not None and op.saved.gate_slot is not None
     through: Signals = [None, None]
-    through[1 - op.saved["gate_slot"]] = replace(signal, data=data)
+    through[1 - op.saved.gate_slot] = replace(signal, data=signal.data * walk.items.part(op.saved.gate, signal))
     return through
 
 
 def to_all(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Give the signal of a sum to every summand."""
     (signal,) = present(signals)
-    if not plain_sum(op, walk.tape):
-        return pullback(op, signals, walk)
     return [replace(signal, unit=signal.unit if len(op.inputs) == 1 else None)] * len(op.inputs)
 
 
 def split(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Give each input of a concatenation its part."""
-    (signal,), p = present(signals), bound(op)
-    if signal.grid is None or p["dim"] % 4 != 1 or len(op.inputs) != len(p["tensors"]):
-        return pullback(op, signals, walk)
+    (signal,) = present(signals)
     parts = signal.data.split([walk.tape.shapes[v][1] for v in op.inputs], 1)
     return [Signal(part, signal.grid) for part in parts]
 
@@ -213,8 +189,6 @@ def product(op: Op, signals: Signals, walk: Walk) -> Signals:
 def multiply(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Multiply or divide by a constant."""
     (signal,) = present(signals)
-    if signal.grid is None:
-        return pullback(op, signals, walk)
     factor = constant_factor(op)
     data = signal.data * factor if op.short == "mul" else signal.data / factor
     return [replace(signal, data=data)]
@@ -224,13 +198,6 @@ def unpad(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Drop what lies in a constant border."""
     (signal,) = present(signals)
     margins = bound(op)["pad"]
-    if signal.grid is None:
-        return pullback(op, signals, walk)
+    assert signal.grid is not None
     grid = _below(signal.grid, (1, 1), (margins[2] if len(margins) > 2 else 0, margins[0]))
     return [walk.items.trimmed(Signal(signal.data.clone(), grid), walk.tape.shapes[op.inputs[0]])]
-
-
-def linear(op: Op, signals: Signals, walk: Walk) -> Signals:
-    """Multiply with the transposed matrix."""
-    (signal,) = present(signals)
-    return [Signal(signal.data @ bound(op)["weight"])]

@@ -51,7 +51,7 @@ def refuse_product(op: Op) -> str | None:
     if len(op.inputs) == 1:
         divides = op.short == "div" and not isinstance(first_operand(op), Slot)
         return "it divides by the signal" if divides else None
-    if op.short == "mul" and "gate_slot" in op.saved:
+    if op.short == "mul" and op.saved.gate_slot is not None:
         return None
     return "both operands depend on the images and neither is a gate"
 
@@ -71,7 +71,7 @@ def refuse_linear(op: Op) -> str | None:
     return None if op.short == "stack" else one_input(op)
 
 
-def maps(op: Op, tape: Tape) -> bool:
+def is_nchw(op: Op, tape: Tape) -> bool:
     """Everything has the form (N, C, H, W)."""
     return all(len(tape.shapes[v]) == 4 for v in (*op.inputs, *op.outputs))
 
@@ -83,40 +83,40 @@ def nowhere(op: Op, tape: Tape) -> bool:
 
 def local_conv(op: Op, tape: Tape) -> bool:
     """Padding in words is not worked out."""
-    return maps(op, tape) and not isinstance(bound(op)["padding"], str)
+    return is_nchw(op, tape) and not isinstance(bound(op)["padding"], str)
 
 
 def local_average(op: Op, tape: Tape) -> bool:
     """Every window divides by the same number."""
     p = bound(op)
     counted = p["divisor_override"] or p["padding"] == (0, 0) or p["count_include_pad"]
-    return maps(op, tape) and not p["ceil_mode"] and bool(counted)
+    return is_nchw(op, tape) and not p["ceil_mode"] and bool(counted)
 
 
 def local_sum(op: Op, tape: Tape) -> bool:
     """Nothing is broadcast."""
-    return maps(op, tape) and plain_sum(op, tape)
+    return is_nchw(op, tape) and plain_sum(op, tape)
 
 
 def local_join(op: Op, tape: Tape) -> bool:
     """Along channels, and no constants among the parts."""
     p = bound(op)
-    return maps(op, tape) and p["dim"] in (1, -3) and len(op.inputs) == len(p["tensors"])
+    return is_nchw(op, tape) and p["dim"] in (1, -3) and len(op.inputs) == len(p["tensors"])
 
 
 def local_product(op: Op, tape: Tape) -> bool:
     """A gate of the same size, a number, or one number per channel."""
-    if len(op.inputs) == 2:
-        return maps(op, tape) and tape.shapes[op.inputs[1 - op.saved["gate_slot"]]] == tape.shapes[op.outputs[0]]
+    if op.saved.gate_slot is not None:
+        return is_nchw(op, tape) and tape.shapes[op.inputs[1 - op.saved.gate_slot]] == tape.shapes[op.outputs[0]]
     factor = constant_factor(op)
     if not isinstance(factor, Tensor):
-        return maps(op, tape)
+        return is_nchw(op, tape)
     flat = factor.numel() == 1 or (factor.dim() in (3, 4) and factor.shape[-2:] == (1, 1))
     shared = factor.dim() < 4 or factor.shape[0] == 1  # not one per image
-    return maps(op, tape) and flat and shared and tape.shapes[op.inputs[0]] == tape.shapes[op.outputs[0]]
+    return is_nchw(op, tape) and flat and shared and tape.shapes[op.inputs[0]] == tape.shapes[op.outputs[0]]
 
 
 def local_pad(op: Op, tape: Tape) -> bool:
     """A constant border around rows and columns."""
     p = bound(op)
-    return maps(op, tape) and p["mode"] == "constant" and len(p["pad"]) <= 4
+    return is_nchw(op, tape) and p["mode"] == "constant" and len(p["pad"]) <= 4

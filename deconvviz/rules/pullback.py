@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from ..devices import of_the_device, sent
 from ..errors import UnsupportedOp
 from ..tape.operations import Op
-from .signals import Signal
-from .walk import Signals, Walk, present
+from .signals import Signal, Signals, Walk, present
 
 
 def pullback(op: Op, signals: Signals, walk: Walk) -> Signals:
@@ -44,8 +43,8 @@ def _pull(op: Op, signals: Signals, walk: Walk, part: slice) -> list[Tensor | No
 
 
 def _inputs(op: Op, example: Tensor, walk: Walk, which: Tensor) -> list[Tensor]:
-    if "at" in op.saved:
-        return [x[sent(which, x.device)] for x in op.saved["at"]]
+    if op.saved.at is not None:
+        return [x[sent(which, x.device)] for x in op.saved.at]
     return [example.new_zeros(walk.tape.shapes[v]) for v in op.inputs]
 
 
@@ -69,7 +68,7 @@ def _check_separate(op: Op, signals: Signals, walk: Walk) -> None:
     Its items are pulled back n at a time whatever images they come from, which needs each to stand for itself.
     """
     n = walk.tape.shapes[0][0]
-    if n == 1 or op.saved.get("separate"):
+    if n == 1 or op.saved.separate:
         return
     inputs = _inputs(op, present(signals)[0].data, walk, torch.zeros(n, dtype=torch.long))
     waves = [None if s is None else _wave(s.data[:1]).expand(n, *s.data.shape[1:]) for s in signals]
@@ -85,7 +84,7 @@ def _check_separate(op: Op, signals: Signals, walk: Walk) -> None:
             raise UnsupportedOp(
                 f"{op.where} mixes the images of a batch, or treats them unequally; give one at a time."
             )
-    op.saved["separate"] = True
+    op.saved.separate = True
 
 
 def _wave(like: Tensor) -> Tensor:

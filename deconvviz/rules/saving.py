@@ -1,6 +1,6 @@
 """What a recorded pass saves for the way back: switches, slopes, scales, gates.
 
-Each function runs the operation: (rule at rectifiers, tape so far, op, its tracked tensors, run) -> its result.
+Each function runs the operation: (what rectifiers do, tape so far, op, its tracked tensors, run) -> its result.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..tape.operations import Op, Tape
 Save = Callable[[str, Tape, Op, list[Tensor], Callable[[], Any]], Any]
 
 
-def slope(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+def slope(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Save the rectifier's derivative, which the deconvnet does not need."""
-    if rule != "deconvnet":
+    if rectifier != "deconvnet":
         with torch.enable_grad():
             x = tensors[0].detach().clone().requires_grad_()
             y = op.replay([x.clone()])  # a clone: the function may work in place
-            op.saved["slope"] = torch.autograd.grad(y.sum(), x)[0]
+            op.saved.slope = torch.autograd.grad(y.sum(), x)[0]
     return run()
 
 
-def switches(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+def switches(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Save which tap of its window each maximum came from: one byte each, and cheap to cut windows from."""
     p = bound(op)
     kernel, stride, padding, dilation = p["kernel_size"], p["stride"], p["padding"], p["dilation"]
@@ -42,20 +42,19 @@ def switches(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable
     if dilation != (1, 1):  # such a window may lie in the padding alone, and its index is nowhere
         taps.clamp_(0, kernel[0] * kernel[1] - 1)
     small = torch.uint8 if kernel[0] * kernel[1] < 256 else torch.int32
-    op.saved["switches"] = taps.to(small)
-    if taps.dim() == 4:
-        op.saved["switches"] = op.saved["switches"].contiguous(memory_format=torch.channels_last)
+    taps = taps.to(small)
+    op.saved.switches = taps.contiguous(memory_format=torch.channels_last) if taps.dim() == 4 else taps
     return (out, index) if op.short.endswith("indices") or p["return_indices"] else out
 
 
-def indices(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+def indices(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Save where each maximum of an adaptive pool was."""
     p = bound(op)
-    out, op.saved["indices"] = F.adaptive_max_pool2d(tensors[0], p["output_size"], return_indices=True)
-    return (out, op.saved["indices"]) if op.short.endswith("indices") or p["return_indices"] else out
+    out, op.saved.indices = F.adaptive_max_pool2d(tensors[0], p["output_size"], return_indices=True)
+    return (out, op.saved.indices) if op.short.endswith("indices") or p["return_indices"] else out
 
 
-def scale(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+def scale(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Save what a normalization with the image's own statistics multiplies with."""
     x, p = tensors[0], bound(op)
     weight = torch.ones((), dtype=x.dtype, device=x.device) if p["weight"] is None else p["weight"]
@@ -67,21 +66,21 @@ def scale(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[]
         grouped = x.reshape(x.shape[0], groups, -1)
         spread = grouped.var(-1, unbiased=False).repeat_interleave(x.shape[1] // groups, 1)
         spread, weight = (t.reshape(*t.shape, *[1] * (x.dim() - 2)) if t.dim() else t for t in (spread, weight))
-    op.saved["scale"] = (weight * (spread + p["eps"]).rsqrt()).expand(x.shape).clone()
+    op.saved.scale = (weight * (spread + p["eps"]).rsqrt()).expand(x.shape).clone()
     return run()
 
 
-def gate(rule: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+def gate(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Save the operand of a product that is a gate, a constant on the way back."""
     slot = _gate_slot(op, tape) if op.short == "mul" and len(tensors) == 2 else None
     if slot is not None:
-        op.saved["gate_slot"] = slot
+        op.saved.gate_slot = slot
         shape = torch.broadcast_shapes(*(x.shape for x in tensors))
         values = tensors[slot].detach()
         per_channel = values.dim() == len(shape) == 4 and values.shape[-2:] == (1, 1)
         if per_channel:  # small as it is; the rule broadcasts it over its windows
             shape = torch.Size((*shape[:2], 1, 1))
-        op.saved["gate"] = values.expand(shape).clone()
+        op.saved.gate = values.expand(shape).clone()
     return run()
 
 

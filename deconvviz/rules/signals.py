@@ -1,7 +1,8 @@
-"""Windows on maps: many pieces of the same size, each cut from its own place of its own map."""
+"""What travels back: signals on windows, many pieces of the same size, each cut from its own place of its own map."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..devices import sent
+from ..tape.operations import Op, Tape
 
 
 def crop(maps: Tensor, which: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
@@ -152,3 +154,22 @@ def _widen(signal: Signal, low: list[int], end: list[int]) -> Tensor:
     (row, col), (h, w) = signal.grid.offset, signal.data.shape[-2:]
     margins = (col - low[1], end[1] - col - w, row - low[0], end[0] - row - h)
     return F.pad(signal.data, margins) if any(margins) else signal.data
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """One way back through a tape: the items that travel, and what the rectifiers do: "deconvnet", "guided", "backprop"."""
+
+    tape: Tape
+    items: Items
+    rectifier: str = "deconvnet"
+
+
+Signals = list[Signal | None]
+# The form of every rule: (operation, signals at its results, the walk they are on) -> signals at its inputs.
+Back = Callable[[Op, Signals, Walk], Signals]
+
+
+def present(signals: Signals) -> list[Signal]:
+    """Return the signals that there are."""
+    return [s for s in signals if s is not None]

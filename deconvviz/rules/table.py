@@ -6,8 +6,8 @@ name. `audit` prints what a model's operations get.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,30 +15,33 @@ from torch import Tensor
 from ..errors import OptionError, UnsupportedOp
 from ..tape.arguments import IDENTITIES, VIEWS
 from ..tape.operations import Op, Tape
-from ..tape.receptive_field import Reach
-from . import backward as back
-from . import limits, reach
-from . import saving as _saving
-from .backward import Back
+from ..tape.receptive_field import Reach, Span
+from . import backward as windows
+from . import limits, reach, saving, whole
+from .kinds import KEEPS_POSITIONS, Kind
+from .pullback import pullback
+from .signals import Back
 
-RULE_NAMES = ("deconvnet", "guided", "backprop")
+RECTIFIERS = ("deconvnet", "guided", "backprop")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """What happens to one kind of operation.
 
-    `back` carries signals back; `reach` carries receptive fields forward; `local(op, tape)` says whether `back` works
-    on windows. `save` runs the operation and keeps what `back` needs. `refuse` returns the reason why a call cannot
-    have this rule. `exact`: as in the paper, or an extension of it.
+    `back` carries signals back on windows, `whole` (by default the same) where they have none; `local(op, tape)` says
+    whether `back` can do this call. `reach` carries receptive fields forward. `save` runs the operation and keeps what
+    the way back needs. `refuse` returns the reason why a call cannot have this rule. `exact`: as in the paper, or an
+    extension of it.
     """
 
-    kind: str
+    kind: Kind
     note: str
     back: Back
-    reach: Callable[[Op, list[Reach], Tape], list[Reach]]
+    whole: Back | None = None
     local: Callable[[Op, Tape], bool] = limits.nowhere
-    save: _saving.Save | None = None
+    reach: Callable[[Op, list[Reach], Tape], list[Reach]]
+    save: saving.Save | None = None
     refuse: Callable[[Op], str | None] = lambda op: None
     exact: bool = True
 
@@ -47,18 +50,18 @@ class Rule:
 class Saving:
     """Runs each operation of a recorded pass and saves what its rule will need.
 
-    `rule` is the rule at rectifiers; `lrn` is "pass" or "gradient"; `allow_gradient` gives operations without a rule
-    their plain gradient.
+    `rectifier` is what rectifiers do, one of `RECTIFIERS`; `lrn` is "pass" or "gradient"; `allow_gradient` gives
+    operations without a rule their plain gradient.
     """
 
-    rule: str = "deconvnet"
+    rectifier: str = "deconvnet"
     lrn: str = "pass"
     allow_gradient: bool = False
 
     def __post_init__(self) -> None:
         """Check the names."""
-        if self.rule not in RULE_NAMES:
-            raise OptionError(f"rule={self.rule!r} is not known; choose one of {', '.join(RULE_NAMES)}.")
+        if self.rectifier not in RECTIFIERS:
+            raise OptionError(f"rule={self.rectifier!r} is not known; choose one of {', '.join(RECTIFIERS)}.")
         if self.lrn not in ("pass", "gradient"):
             raise OptionError(f"lrn={self.lrn!r} is not known; choose 'pass' (as in the paper) or 'gradient'.")
 
@@ -69,10 +72,10 @@ class Saving:
         late = op.short in ("mul", "div", "to", "type", "type_as")
         refused = rule is None or (not late and rule.refuse(op) is not None)
         if (self.allow_gradient and (refused or late)) or (op.short == _LRN and self.lrn == "gradient"):
-            op.saved["at"] = [x.clone() for x in tensors]
+            op.saved.at = [x.clone() for x in tensors]
         if refused or rule is None or rule.save is None:
             return run()
-        return rule.save(self.rule, tape, op, tensors, run)
+        return rule.save(self.rectifier, tape, op, tensors, run)
 
 
 _LRN = "local_response_norm"
@@ -81,129 +84,254 @@ _LRN = "local_response_norm"
 def find(op: Op) -> Rule:
     """Return the rule for an operation that ran, or raise UnsupportedOp naming it and its module."""
     rule = RULES.get(op.short)
-    if op.short == _LRN and "at" in op.saved:
+    if op.short == _LRN and op.saved.at is not None:
         return GRADIENT
     reason = "there is no rule for it"
     if rule is not None:
         reason = rule.refuse(op) or ("its result is not floating-point" if op.integral else "")
         if not reason:
             return rule
-    if "at" in op.saved:
+    if op.saved.at is not None:
         return GRADIENT
     raise UnsupportedOp(
         f"{op.where}: {reason}. Choose a layer before it, or pass allow_gradient=True to use its plain gradient."
     )
 
 
+def kind_of(op: Op) -> Kind | None:
+    """Return what kind of operation it is, None if there is no rule for it."""
+    rule = RULES.get(op.short)
+    return None if rule is None else rule.kind
+
+
+# These have no rule, but each element is made of the one in its place.
+_ELEMENTWISE = frozenset(
+    (
+        "sigmoid hardsigmoid logsigmoid tanh softsign hardshrink softshrink tanhshrink exp expm1 log log1p sqrt rsqrt "
+        "reciprocal abs square sin cos erf sign floor ceil round clamp_max minimum maximum"
+    ).split()
+)
+
+
 def reach_of(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     """Carry receptive fields through an operation; one without a rule mixes everything."""
     rule = RULES.get(op.short)
-    if rule is None or (rule.refuse(op) is not None and rule.reach is not reach.same):
-        return reach.nowhere(op, reaches, tape)
-    return rule.reach(op, reaches, tape)
+    if rule is not None and (rule.reach is reach.same or rule.refuse(op) is None):
+        carried = rule.reach
+    else:
+        carried = reach.same if op.short in _ELEMENTWISE else reach.mixed
+    found = carried(op, reaches, tape)
+    return [each.fitted(tape.shapes[v]) for v, each in zip(op.outputs, found, strict=True)]
 
 
-_RECTIFY = ("rectifier", "max(signal, 0), as in the paper", back.rectify, reach.same, limits.maps, _saving.slope)
-_RECTIFIER = Rule(*_RECTIFY, limits.one_input)
-_CLIP = Rule(*_RECTIFY, limits.refuse_clamp)
-_SMOOTH = Rule(
-    "rectifier",
-    "max(signal, 0): the ReLU's rule for its relatives",
-    back.rectify,
-    reach.same,
-    limits.maps,
-    _saving.slope,
-    limits.one_input,
-    exact=False,
+def reach_all(tape: Tape) -> dict[int, Reach]:
+    """Return what every value of a tape sees of the images."""
+    height, width = tape.shapes[0][-2:]
+    reaches = {0: Reach(Span.of_input(height), Span.of_input(width), (2, 3))}
+    for op in tape.ops:
+        reaches.update(zip(op.outputs, reach_of(op, [reaches[v] for v in op.inputs], tape), strict=True))
+    return reaches
+
+
+def stays(op: Op, tape: Tape, reaches: Mapping[int, Reach]) -> bool:
+    """Whether each position of the outputs depends on the same position of the inputs alone."""
+    rule = RULES.get(op.short)
+    if rule is None:
+        return False
+    if rule.kind is Kind.BORDER:
+        return rule.local(op, tape)
+    if rule.kind not in KEEPS_POSITIONS or op.short in ("layer_norm", "group_norm", "instance_norm"):
+        return False
+    if rule.refuse(op) is not None and rule.kind is not Kind.PRODUCT:
+        return False
+    if rule.kind is not Kind.VIEW and not (rule.local(op, tape) or (op.short == "mul" and len(op.inputs) == 2)):
+        return False
+    for value in (*op.inputs, *op.outputs):
+        n = len(tape.shapes[value])
+        if reaches[value].dims != (n - 2, n - 1) or tape.shapes[value][-2:] != tape.shapes[op.inputs[0]][-2:]:
+            return False
+    return rule.kind is not Kind.VIEW or reach.stays(op, tape)
+
+
+_RECTIFIER = Rule(
+    kind=Kind.RECTIFIER,
+    note="max(signal, 0), as in the paper",
+    back=windows.rectify,
+    local=limits.is_nchw,
+    reach=reach.same,
+    save=saving.slope,
+    refuse=limits.one_input,
+)
+_CLIP = replace(_RECTIFIER, refuse=limits.refuse_clamp)
+_SMOOTH = replace(_RECTIFIER, note="max(signal, 0): the ReLU's rule for its relatives", exact=False)
+_CONVOLUTION = Rule(
+    kind=Kind.CONVOLUTION,
+    note="the transposed convolution, without bias",
+    back=windows.convolve,
+    whole=whole.convolve,
+    local=limits.local_conv,
+    reach=reach.slide,
+    refuse=limits.refuse_conv,
 )
 _MAX_POOL = Rule(
-    "max-pool", "unpooled by the switches; overlaps add", back.unpool, reach.slide, limits.maps, _saving.switches
+    kind=Kind.MAX_POOL,
+    note="unpooled by the switches; overlaps add",
+    back=windows.unpool,
+    whole=whole.unpool,
+    local=limits.is_nchw,
+    reach=reach.slide,
+    save=saving.switches,
 )
 _ADAPTIVE_MAX_POOL = Rule(
-    "max-pool", "unpooled by the switches; overlaps add", back.unpool_adaptive, reach.adapt, save=_saving.indices
+    kind=Kind.MAX_POOL,
+    note="unpooled by the switches; overlaps add",
+    back=whole.unpool_adaptive,
+    reach=reach.adapt,
+    save=saving.indices,
 )
-_NORM = Rule(
-    "normalization",
-    "times its scale; the statistics are constants",
-    back.scale,
-    reach.same,
-    limits.maps,
-    _saving.scale,
-    limits.refuse_norm,
+_AVERAGE_POOL = Rule(
+    kind=Kind.AVERAGE_POOL,
+    note="transposed",
+    back=windows.average,
+    whole=pullback,
+    local=limits.local_average,
+    reach=reach.slide,
     exact=False,
 )
-_SUM = Rule("sum", "the signal to every branch", back.to_all, reach.same, limits.local_sum, exact=False)
-_JOIN = Rule("concatenation", "each branch its part", back.split, reach.join, limits.local_join, exact=False)
+_ADAPTIVE_AVERAGE_POOL = Rule(
+    kind=Kind.AVERAGE_POOL,
+    note="transposed",
+    back=pullback,
+    reach=reach.adapt,
+    exact=False,
+)
+_BATCH_NORM = Rule(
+    kind=Kind.NORMALIZATION,
+    note="times its scale",
+    back=windows.scale,
+    local=limits.is_nchw,
+    reach=reach.normalize,
+    refuse=limits.refuse_norm,
+    exact=False,
+)
+_NORM = replace(_BATCH_NORM, note="times its scale; the statistics are constants", save=saving.scale)
+_LOCAL_RESPONSE = Rule(
+    kind=Kind.NORMALIZATION,
+    note="passed through, as in the paper",
+    back=windows.identity,
+    local=limits.is_nchw,
+    reach=reach.same,
+    refuse=limits.one_input,
+)
+_SUM = Rule(
+    kind=Kind.SUM,
+    note="the signal to every branch",
+    back=windows.to_all,
+    whole=whole.to_all,
+    local=limits.local_sum,
+    reach=reach.same,
+    exact=False,
+)
+_JOIN = Rule(
+    kind=Kind.CONCATENATION,
+    note="each branch its part",
+    back=windows.split,
+    whole=pullback,
+    local=limits.local_join,
+    reach=reach.join,
+    exact=False,
+)
 _PRODUCT = Rule(
-    "product",
-    "times the constant or the gate, which is a constant",
-    back.product,
-    reach.same,
-    limits.local_product,
-    _saving.gate,
-    limits.refuse_product,
+    kind=Kind.PRODUCT,
+    note="times the constant or the gate, which is a constant",
+    back=windows.product,
+    whole=whole.product,
+    local=limits.local_product,
+    reach=reach.same,
+    save=saving.gate,
+    refuse=limits.refuse_product,
     exact=False,
 )
-_IDENTITY = Rule("identity", "passed through", back.identity, reach.same, limits.maps)
-_DROPOUT = Rule("identity", "passed through", back.identity, reach.same, limits.maps, None, limits.refuse_dropout)
+_IDENTITY = Rule(
+    kind=Kind.IDENTITY,
+    note="passed through",
+    back=windows.identity,
+    local=limits.is_nchw,
+    reach=reach.same,
+)
+_DROPOUT = replace(_IDENTITY, refuse=limits.refuse_dropout)
+_BORDER = Rule(
+    kind=Kind.BORDER,
+    note="dropped",
+    back=windows.unpad,
+    whole=pullback,
+    local=limits.local_pad,
+    reach=reach.border,
+    exact=False,
+)
+_MATRIX = Rule(
+    kind=Kind.LINEAR,
+    note="the transposed matrix",
+    back=whole.linear,
+    reach=reach.matrix,
+    refuse=limits.one_input,
+)
+_VIEW = Rule(
+    kind=Kind.VIEW,
+    note="moved back",
+    back=pullback,
+    reach=reach.move,
+    refuse=limits.refuse_view,
+)
+GRADIENT = Rule(
+    kind=Kind.GRADIENT,
+    note="its plain gradient",
+    back=pullback,
+    reach=reach.mixed,
+    exact=False,
+)
 
 
 def _linear(carried: Callable[[Op, list[Reach], Tape], list[Reach]]) -> Rule:
-    return Rule("linear", "its own transpose", back.pullback, carried, refuse=limits.refuse_linear, exact=False)
+    return Rule(
+        kind=Kind.LINEAR,
+        note="its own transpose",
+        back=pullback,
+        reach=carried,
+        refuse=limits.refuse_linear,
+        exact=False,
+    )
 
 
-GRADIENT = Rule("gradient", "its plain gradient", back.pullback, reach.nowhere, exact=False)
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys("relu relu6".split(), _RECTIFIER),
-    **dict.fromkeys("leaky_relu prelu rrelu elu selu celu silu gelu hardswish mish softplus".split(), _SMOOTH),
-    **dict.fromkeys("hardtanh clamp clip clamp_min threshold".split(), _CLIP),
-    "conv2d": Rule(
-        "convolution",
-        "the transposed convolution, without bias",
-        back.convolve,
-        reach.slide,
-        limits.local_conv,
-        None,
-        limits.refuse_conv,
-    ),
-    **dict.fromkeys("max_pool2d max_pool2d_with_indices".split(), _MAX_POOL),
-    **dict.fromkeys("adaptive_max_pool2d adaptive_max_pool2d_with_indices".split(), _ADAPTIVE_MAX_POOL),
-    "avg_pool2d": Rule("average pool", "transposed", back.average, reach.slide, limits.local_average, exact=False),
-    "adaptive_avg_pool2d": Rule("average pool", "transposed", back.pullback, reach.adapt, exact=False),
-    "batch_norm": Rule(
-        "normalization", "times its scale", back.scale, reach.same, limits.maps, None, limits.refuse_norm, exact=False
-    ),
-    _LRN: Rule(
-        "normalization",
-        "passed through, as in the paper",
-        back.identity,
-        reach.same,
-        limits.maps,
-        None,
-        limits.one_input,
-    ),
-    **dict.fromkeys("layer_norm group_norm instance_norm".split(), _NORM),
-    **dict.fromkeys("add sub rsub".split(), _SUM),
-    **dict.fromkeys("cat concat concatenate".split(), _JOIN),
-    **dict.fromkeys("mul div".split(), _PRODUCT),
-    "linear": Rule("linear", "the transposed matrix", back.linear, reach.matrix, refuse=limits.one_input),
-    "pad": Rule("border", "dropped", back.unpad, reach.border, limits.local_pad, exact=False),
-    **dict.fromkeys(
-        "dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout".split(), _DROPOUT
-    ),
-    **dict.fromkeys(IDENTITIES, _IDENTITY),
-    **dict.fromkeys(VIEWS, Rule("view", "moved back", back.pullback, reach.move, refuse=limits.refuse_view)),
-    **dict.fromkeys("neg masked_fill where".split(), _linear(reach.elementwise)),
-    **dict.fromkeys("interpolate upsample".split(), _linear(reach.resample)),
-    **dict.fromkeys("mean sum".split(), _linear(reach.reduce)),
-    **dict.fromkeys("pixel_shuffle pixel_unshuffle".split(), _linear(reach.shuffle)),
-    "conv_transpose2d": _linear(reach.spread),
-    **dict.fromkeys(
-        (
-            "unfold fold repeat tile repeat_interleave index_select conv1d conv3d conv_transpose1d conv_transpose3d "
-            "avg_pool1d avg_pool3d matmul mm bmm einsum stack cumsum diagonal tensordot"
-        ).split(),
-        _linear(reach.nowhere),
-    ),
-}
+_BY_RULE: tuple[tuple[str, Rule], ...] = (
+    ("relu relu6", _RECTIFIER),
+    ("hardtanh clamp clip clamp_min threshold", _CLIP),
+    ("leaky_relu prelu rrelu elu selu celu silu gelu hardswish mish softplus", _SMOOTH),
+    ("conv2d", _CONVOLUTION),
+    ("max_pool2d max_pool2d_with_indices", _MAX_POOL),
+    ("adaptive_max_pool2d adaptive_max_pool2d_with_indices", _ADAPTIVE_MAX_POOL),
+    ("avg_pool2d", _AVERAGE_POOL),
+    ("adaptive_avg_pool2d", _ADAPTIVE_AVERAGE_POOL),
+    ("batch_norm", _BATCH_NORM),
+    ("layer_norm group_norm instance_norm", _NORM),
+    (_LRN, _LOCAL_RESPONSE),
+    ("add sub rsub", _SUM),
+    ("cat concat concatenate", _JOIN),
+    ("mul div", _PRODUCT),
+    ("linear", _MATRIX),
+    ("pad", _BORDER),
+    ("dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout", _DROPOUT),
+    (" ".join(IDENTITIES), _IDENTITY),
+    (" ".join(VIEWS), _VIEW),
+    ("neg masked_fill where", _linear(reach.elementwise)),
+    ("interpolate upsample", _linear(reach.resample)),
+    ("mean sum", _linear(reach.reduce)),
+    ("pixel_shuffle pixel_unshuffle", _linear(reach.shuffle)),
+    ("conv_transpose2d", _linear(reach.spread)),
+    ("unfold fold repeat tile repeat_interleave index_select diagonal stack", _linear(reach.nowhere)),
+    ("cumsum", _linear(reach.mixed)),
+    ("matmul mm", _linear(reach.product)),
+    ("conv1d conv3d conv_transpose1d conv_transpose3d avg_pool1d avg_pool3d", _linear(reach.nowhere)),
+    ("bmm einsum tensordot", _linear(reach.nowhere)),
+)
+RULES: dict[str, Rule] = {name: rule for names, rule in _BY_RULE for name in names.split()}

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ..errors import LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images
-from ..model.survey import _input_size
+from ..images.preprocess import input_size
 from ..results.base import Result
 from ..results.text import amount, as_text
-from ..rules.backward import bound
-from ..rules.table import RULES
-from ..tape.record import Op, Tape, record
+from ..rules.kinds import BEFORE_THE_FIRST_CONV
+from ..rules.table import kind_of
+from ..tape.arguments import bound
+from ..tape.operations import Op, Tape
+from ..tape.record import record
 from . import spectrum as _spectrum
 
 _ORIENTATIONS, _OCTAVES = 6, 2  # bins of the coverage
@@ -245,7 +247,7 @@ def _first(model: nn.Module) -> tuple[str, Tensor, tuple[int, int]]:
     device, dtype = placement(model)
     with untouched(model) as network:
         check_weights(network)
-        tape = record(network, torch.zeros(1, *_input_size(model, None), device=device, dtype=dtype))
+        tape = record(network, torch.zeros(1, *input_size(model), device=device, dtype=dtype))
     reading = [op for op in tape.ops if op.short == "conv2d" and _reads_images(op, tape)]
     if not reading:
         raise LayerError("no 2-D convolution of this model reads the images, so it has no first-layer filters.")
@@ -260,8 +262,7 @@ def _reads_images(op: Op, tape: Tape) -> bool:
     made, value = tape.producer(), op.inputs[0]
     while value != 0:
         maker = made[value]
-        rule = RULES.get(maker.short)
-        if rule is None or rule.kind not in ("view", "identity", "normalization", "product", "sum", "border"):
+        if kind_of(maker) not in BEFORE_THE_FIRST_CONV:
             return False
         value = maker.inputs[0]
     return True

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..errors import ModelError, OptionError
 from ..images import Images, open_images
 from ..model.features import Reader, labels_of, reading, title
-from ..model.survey import Layer
+from ..model.table import Layer
 from ..results.base import Result
 from ..results.text import amount
 

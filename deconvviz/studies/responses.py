@@ -14,12 +14,15 @@ from ..errors import LayerError, OptionError
 from ..guard import placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..model.features import reading
-from ..model.survey import Layer, find, survey
+from ..model.survey import survey
+from ..model.table import Layer, find
 from ..results.base import Result
 from ..results.text import amount
-from ..rules import table as rules
-from ..rules.backward import bound
-from ..tape.record import Op, Tape, record
+from ..rules.kinds import Kind
+from ..rules.table import kind_of
+from ..tape.arguments import bound
+from ..tape.operations import Op, Tape
+from ..tape.record import record
 
 _CHUNK = 1 << 18  # values turned to float64 at once: they stay in the cache (5 times faster than 1 << 22)
 
@@ -252,8 +255,7 @@ def _after(row: Layer, tape: Tape, rows: Sequence[Layer]) -> Layer:
     consumers, value = tape.consumers(), row.value
     while True:
         readers = consumers.get(value, [])
-        rule = rules.RULES.get(readers[0].short) if len(readers) == 1 else None
-        if rule is None or (rule.kind != "identity" and readers[0].short != "batch_norm"):
+        if len(readers) != 1 or not (kind_of(readers[0]) is Kind.IDENTITY or readers[0].short == "batch_norm"):
             return row
         value = readers[0].outputs[0]
         if readers[0].short == "batch_norm":

@@ -1,1 +1,4 @@
-"""See the layer order in CONTRIBUTING.md."""
+"""One forward pass as a list of operations: what ran, what went in and came out, which pixels each position sees.
+
+Knows nothing of rules, layers or pictures. Imports `errors` alone.
+"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,33 @@ class Slot:
 
 
 @dataclass(eq=False)
+class Saved:
+    """What a recorded operation keeps for its way back, over the N recorded images; None where it needs nothing.
+
+    `switches` (N, C, h, w): which tap of its window each maximum was; `indices` (N, C, h, w): where in the flattened map
+    each maximum of an adaptive pool was. `slope` (N, ...): a rectifier's derivative; `scale` (N, ...): what a
+    normalization multiplies with, both as large as the input. `gate` (N, ...): the factor of a product, which
+    broadcasts to the result, and `gate_slot`: which operand it was, 0 or 1. `at`: the tensors that went in, where the
+    operation's own gradient is taken. `separate`: it was seen to treat each image for itself.
+    """
+
+    switches: Tensor | None = None
+    indices: Tensor | None = None
+    slope: Tensor | None = None
+    scale: Tensor | None = None
+    gate: Tensor | None = None
+    gate_slot: int | None = None
+    at: list[Tensor] | None = None
+    separate: bool = False
+
+
+@dataclass(eq=False)
 class Op:
     """One operation as it ran.
 
     `args` and `kwargs` are those of the call, without `out`, with a `Slot` in place of each tracked tensor; `inputs`
     and `outputs` are value numbers. `integral`: no result is a floating-point tensor. `saved` holds what the way back
-    needs: switches, gates, scales.
+    needs.
     """
 
     name: str
@@ -35,7 +56,7 @@ class Op:
     outputs: tuple[int, ...] = ()
     in_place: bool = False
     integral: bool = False
-    saved: dict[str, Any] = field(default_factory=dict)
+    saved: Saved = field(default_factory=Saved)
 
     @property
     def short(self) -> str:
@@ -64,13 +85,15 @@ class Tape:
     """What one forward pass did.
 
     `shapes[value]` and `kept[value]` describe and hold tensors by number; value 0 is the images. `calls` maps
-    ("module path", nth call) to the value that the module returned.
+    ("module path", nth call) to the value that the module returned; `silent` are the paths of modules that returned
+    nothing that depends on the images.
     """
 
     ops: list[Op] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     output: int | None = None
 
     def producer(self) -> dict[int, Op]:
@@ -84,6 +107,15 @@ class Tape:
             for value in op.inputs:
                 readers.setdefault(value, []).append(op)
         return readers
+
+    def needed_for(self, wanted: Collection[int]) -> list[Op]:
+        """Return the operations that any of the values `wanted` depends on, in their order."""
+        needed, found = set(wanted), []
+        for op in reversed(self.ops):
+            if not needed.isdisjoint(op.outputs):
+                needed.update(op.inputs)
+                found.append(op)
+        return found[::-1]
 
 
 def short_name(name: str) -> str:

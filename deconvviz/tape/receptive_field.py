@@ -7,7 +7,8 @@ way. `stride`, `offset` and `size` are the arithmetic of the papers, as if the i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,11 +105,17 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """What a tensor's positions see. `dims` says which of its dimensions are rows and columns; None: neither."""
+    """What a tensor's positions see: position (row, col) sees what `rows` and `cols` say.
+
+    `dims` are the tensor's dimensions of rows and of columns: (3, 2) after they changed places. The same dimension
+    twice: both lie along it, row by row, as after `flatten(2)`. None: neither is anywhere, or it can't be told.
+    `sized`: the strides depend on the image's size, as behind an adaptive pool; they are not the network's own.
+    """
 
     rows: Span
     cols: Span
     dims: tuple[int, int] | None
+    sized: bool = False
 
     def boxes(self, positions: NDArray[np.int64]) -> Ints:
         """Boxes (..., 4) as (top, left, bottom, right) of positions (..., 2), clipped to the image."""
@@ -118,15 +125,35 @@ class Reach:
         return np.where(empty, 0, box)
 
     def union(self, other: Reach) -> Reach:
-        """Join two inputs of one operation."""
+        """Join two inputs of one operation that have the same dimensions of rows and columns, or none."""
         if self.dims is None or other.dims is None:
             flat, full = (self, other) if self.dims is None else (other, self)
-            return Reach(full.rows.union(flat.rows.whole(1)), full.cols.union(flat.cols.whole(1)), full.dims)
-        return Reach(self.rows.union(other.rows), self.cols.union(other.cols), self.dims)
+            return replace(full, rows=full.rows.union(flat.rows.whole(1)), cols=full.cols.union(flat.cols.whole(1)))
+        # Both are one grid: its strides are the network's own if either says so.
+        grid = max((self, other), key=lambda r: (len(r.rows.lo) * len(r.cols.lo), not r.sized))
+        rows = replace(self.rows.union(other.rows), stride=grid.rows.stride)
+        cols = replace(self.cols.union(other.cols), stride=grid.cols.stride)
+        return Reach(rows, cols, self.dims, grid.sized)
+
+    def everywhere(self, dims: tuple[int, int] | None, rows: int, cols: int) -> Reach:
+        """Positions along `dims` that each see all there is."""
+        return Reach(self.rows.whole(rows), self.cols.whole(cols), dims, True)
 
     def nowhere(self) -> Reach:
-        """A tensor without rows and columns: every element sees all there is."""
-        return Reach(self.rows.whole(1), self.cols.whole(1), None)
+        """A tensor without rows and columns, or whose cannot be told: every element sees all there is."""
+        return self.everywhere(None, 1, 1)
+
+    def fitted(self, shape: Sequence[int]) -> Reach:
+        """Hold to a tensor's shape: along a dimension that has another length than was worked out, all see all."""
+        if self.dims is None or max(self.dims) >= len(shape):
+            return self if self.dims is None else self.nowhere()
+        row, col = self.dims
+        if row == col:
+            fits = shape[row] == len(self.rows.lo) * len(self.cols.lo)
+            return self if fits else self.everywhere(self.dims, 1, shape[row])
+        rows = self.rows if shape[row] == len(self.rows.lo) else self.rows.whole(shape[row])
+        cols = self.cols if shape[col] == len(self.cols.lo) else self.cols.whole(shape[col])
+        return self if rows is self.rows and cols is self.cols else Reach(rows, cols, self.dims, True)
 
     def window(self) -> tuple[int, int]:
         """Height and width of the largest box."""

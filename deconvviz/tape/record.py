@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.overrides as overrides
+import torch.utils._python_dispatch as dispatch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..devices import of_the_device
 from ..errors import ForwardError, UnsupportedOp
-from .operations import Op as Op
-from .operations import Slot as Slot
-from .operations import Tape as Tape
-from .operations import mapped, short_name, tensors_in
+from .operations import Op, Slot, Tape, mapped, short_name, tensors_in
 
 
 class Stop(BaseException):
@@ -56,7 +56,7 @@ def record(
 ) -> Tape:
     """Run `network` once on `images` and return the tape.
 
-    Must be called inside `_state.untouched`. Stops when value `until` exists. `keep` names the values whose tensors
+    Must be called inside `guard.untouched`. Stops when value `until` exists. `keep` names the values whose tensors
     stay on the tape, None keeps them all. `saver` runs the operations and may save what a rule needs.
     """
     recorder = _Recorder(until, keep, saver)
@@ -64,7 +64,7 @@ def record(
     recorder.bind(source)
     with recorder.paths(network), contextlib.suppress(Stop):
         try:
-            with recorder, _Watch(recorder):
+            with _modes_as_before(recorder), recorder, _Watch(recorder):
                 result = network(source)
         except _MISFITS as error:
             if type(error) not in _MISFITS or of_the_device(error):
@@ -83,10 +83,59 @@ def record_fast(
     network: nn.Module, images: Tensor, *, until: int | None = None, keep: Collection[int] | None, saver: Saver
 ) -> Tape:
     """Do what `record` does, in channels_last memory, where convolutions are faster, if the model allows it."""
-    with contextlib.suppress(RuntimeError):  # a `view` in the model may not like this order
+    try:
         fast = images.contiguous(memory_format=torch.channels_last)
         return record(network, fast, until=until, keep=keep, saver=saver)
+    except RuntimeError as error:
+        if not dislikes_order(error):
+            raise
     return record(network, images, until=until, keep=keep, saver=saver)
+
+
+def dislikes_order(error: RuntimeError) -> bool:
+    """Whether a pass failed because a `view` in the model does not like channels_last memory."""
+    return "view size is not compatible with input tensor's size and stride" in str(error)
+
+
+@contextlib.contextmanager
+def _modes_as_before(recorder: _Recorder) -> Iterator[None]:
+    """Leave torch's stacks of modes as they were, wherever an interrupt falls, and hand the interrupt on.
+
+    Python code runs where torch enters and leaves a mode; an interrupt there leaves the mode behind, or takes one away.
+    """
+    functions, dispatches = overrides._get_current_function_mode_stack(), dispatch._get_current_dispatch_mode_stack()
+    flags = {name: getattr(dispatch, name) for name in _FLAGS if hasattr(dispatch, name)}
+    earlier = sys.exc_info()[1]  # what the caller is handling already
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while isinstance(found, Exception) and found is not earlier:
+            found = found.__context__
+        if isinstance(found, (KeyboardInterrupt, SystemExit)) and found is not earlier:
+            raise found from None
+        raise
+    finally:
+        recorder.close()
+        vars(dispatch).update(flags)
+        _restore(functions, overrides._get_current_function_mode_stack, overrides._push_mode, overrides._pop_mode)
+        _restore(dispatches, dispatch._get_current_dispatch_mode_stack, dispatch._push_mode, dispatch._pop_mode)
+
+
+_FLAGS = (
+    "_is_in_torch_dispatch_mode",
+    "_is_in_non_infra_torch_dispatch_mode",
+    "_is_in_any_mode_without_ignore_compile_internals",
+)
+
+
+def _restore(
+    before: list[Any], now: Callable[[], list[Any]], push: Callable[[Any], Any], pop: Callable[[], Any]
+) -> None:
+    while now()[len(before) :]:
+        pop()
+    for mode in before[len(now()) :]:
+        push(mode)
 
 
 class _Recorder(TorchFunctionMode):
@@ -99,15 +148,23 @@ class _Recorder(TorchFunctionMode):
         self._versions: dict[int, int] = {}
         self._path: list[str] = [""]
         self.alive: list[Any] = []
+        self.closed = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.closed:
+            return func(*args, **(kwargs or {}))
         self.depth += 1
         try:
             return self._call(func, args, kwargs or {})
         finally:
             self.depth -= 1
+
+    def close(self) -> None:
+        """See nothing from here on, and hold nothing that only the pass needed."""
+        self.closed = True
+        self.alive.clear()
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plain = {key: x for key, x in kwargs.items() if key != "out"}
@@ -217,25 +274,39 @@ class _Recorder(TorchFunctionMode):
         def enter(path: str) -> Callable[..., None]:
             return lambda *_: self._path.append(path)
 
-        def leave(path: str) -> Callable[..., None]:
+        def leave(paths: list[str]) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 self._path.pop()
-                value = self.value_of(output) if isinstance(output, Tensor) else None
-                if value is not None:
-                    counts[path] = counts.get(path, 0) + 1
-                    self.tape.calls[path, counts[path]] = value
+                self._returned(paths, output, counts)
 
             return hook
 
+        names: dict[nn.Module, list[str]] = {}
+        for path, module in network.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(path)  # a module that several places share has several names
+        self.tape.silent.update(path for paths in names.values() for path in paths if path)
         try:
-            for path, module in network.named_modules():
-                if path:
-                    handles.append(module.register_forward_pre_hook(enter(path), prepend=True))
-                    handles.append(module.register_forward_hook(leave(path)))
+            for module, paths in names.items():
+                if paths[0]:
+                    handles.append(module.register_forward_pre_hook(enter(paths[0]), prepend=True))
+                    handles.append(module.register_forward_hook(leave(paths)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _returned(self, paths: list[str], output: Any, counts: dict[str, int]) -> None:
+        """Note what a module returned: one tensor by the module's path, several by "path[0]", "path[1]" and so on."""
+        found = [(place, value) for place, x in _places(output) if (value := self.value_of(x)) is not None]
+        if len({value for _, value in found}) == 1:
+            found = [("", found[0][1])]
+        for path in paths:
+            if found:
+                self.tape.silent.discard(path)
+            for place, value in found:
+                name = path + place
+                counts[name] = counts.get(name, 0) + 1
+                self.tape.calls[name, counts[name]] = value
 
 
 class _Watch(TorchDispatchMode):
@@ -249,9 +320,17 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))  # where the recorder has not seen the call, it sees this one
-        if self._recorder.depth == 0:
+        if self._recorder.depth == 0 and not self._recorder.closed:
             self._recorder.alive.append(result)  # below Python its object could be lost, and its number with it
         return result
+
+
+def _places(output: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Tensor):
+        yield place, output
+    elif isinstance(output, (tuple, list, dict)):
+        for key, item in output.items() if isinstance(output, dict) else enumerate(output):
+            yield from _places(item, f"{place}[{key}]")
 
 
 _NAMES: dict[Any, str] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
-from ..model.survey import Layer
+from ..model.table import Layer
 from ..results import store
 from ..results.base import Result, Stored
 from ..results.text import amount, as_html, as_text, layer_name, listed

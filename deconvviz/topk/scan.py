@@ -16,7 +16,9 @@ from tqdm import tqdm
 from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import Images, ImageSet, open_images
-from ..model.survey import Layer, observe, resolve_all
+from ..model.survey import observe, resolve_all
+from ..model.table import Layer
+from ..tape.record import dislikes_order
 from .result import LayerTop, TopK, absorb, arrays, empty, read, write
 
 _SAVE_EVERY = 30.0  # seconds
@@ -171,7 +173,9 @@ class _Scan:
         if self.channels_last:
             try:
                 return observe(self.network, batch.contiguous(memory_format=torch.channels_last), self.layers)
-            except RuntimeError:  # a `view` in the model may not like this order; an error of its own comes again
+            except RuntimeError as error:
+                if not dislikes_order(error):
+                    raise
                 self.channels_last = False
         return observe(self.network, batch.contiguous(), self.layers)
 

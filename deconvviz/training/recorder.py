@@ -18,7 +18,8 @@ from ..projection.project import project
 from ..rules.table import Saving
 from ..tape.arguments import bound
 from ..tape.record import record
-from ..topk.scan import TopK, top
+from ..topk.result import TopK
+from ..topk.scan import top
 from ..zoo import Card
 from .recording import Recording, Track, check_same, write
 

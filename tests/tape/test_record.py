@@ -7,9 +7,12 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deconvviz
 from deconvviz import LayerError, ModelError, UnsupportedOp
+from deconvviz.errors import ForwardError
 from deconvviz.guard import untouched
 from deconvviz.rules.table import Saving
 from deconvviz.tape.record import record
@@ -361,7 +364,7 @@ def test_outputs_that_are_no_tensors():
             return x, (F.max_pool2d(x, 2), [x.mean((2, 3))])
 
     names = [row.name for row in deconvviz.layers(Detector(), (1, 8, 8))]
-    assert names == ["backbone.0", "backbone", "neck:max_pool2d"]
+    assert names == ["backbone.0", "backbone", "neck:max_pool2d", "neck[1][1][0]"]
     assert deconvviz.deconv(Detector(), torch.randn(1, 1, 8, 8), layer="neck:max_pool2d", unit=0).shape == (1, 1, 8, 8)
 
 
@@ -458,3 +461,137 @@ def test_an_error_that_images_may_cause_says_what_they_were(error: Exception):
 def test_wrong_channels_say_so():
     with pytest.raises(ModelError, match=r"shape \(1, 1, 9, 9\), float32: .*expected input.* to have 3 channels"):
         deconvviz.deconv(Model(lambda m, x: x), torch.randn(2, 1, 9, 9), layer="last", unit=0)
+
+
+class Shared(nn.Module):
+    """A module under two names, and blocks that return more than a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.block, self.pair = nn.Conv2d(3, 4, 3), Returns("one"), Returns("two")
+        self.tied = self.conv
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.block(x)[0] + self.pair(x)["b"][0]
+        return x.mean((2, 3))
+
+
+class Returns(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, x):
+        return (x.relu(), None, 3) if self.form == "one" else {"a": x * 2, "b": [x * 3]}
+
+
+def test_every_name_of_a_module_works_and_so_do_the_parts_of_what_it_returns():
+    model, images = Shared(), torch.randn(1, 3, 8, 8)
+    conv = model.conv(images)
+    values = {"conv": conv, "tied": conv, "block": conv.relu(), "pair[a]": conv * 2, "pair[b][0]": conv * 3}
+    for name, expected in values.items():
+        best = deconvviz.top(model, images, layers=[name], k=1, progress=False).tops[0]
+        assert torch.allclose(best.values[:, 0], expected.amax((0, 2, 3))), name
+    with pytest.raises(LayerError, match=r"'pair' returns 2 tensors; say which: pair\[a\], pair\[b\]\[0\]"):
+        deconvviz.layers(model, 8)["pair"]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: nn.DataParallel(nn.DataParallel(m))])
+def test_names_inside_a_wrapper_work(wrap):
+    model, images = Shared(), torch.randn(1, 3, 8, 8)
+    wrapped = wrap(model)
+    name = next(path for path, module in wrapped.named_modules() if module is model.block)
+    assert name.startswith("module.")
+    ours = deconvviz.deconv(wrapped, images, layer=name, unit=1)
+    assert torch.equal(ours, deconvviz.deconv(model, images, layer="block", unit=1))
+
+
+@pytest.mark.parametrize("place", ["__enter__", "__exit__"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("base", [TorchDispatchMode, TorchFunctionMode])
+def test_an_interrupt_leaves_no_mode_behind(monkeypatch, base, place, late):
+    model, images, seen = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(1, 3, 8, 8), []
+    real = getattr(base, place)
+
+    def interrupted(self, *args):
+        ours = type(self).__module__.startswith("deconvviz") and not seen
+        if ours:
+            seen.append(self)
+        if ours and not late:
+            raise KeyboardInterrupt
+        result = real(self, *args)
+        if ours:
+            raise KeyboardInterrupt
+        return result
+
+    class Theirs(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    def stacks():
+        return (
+            torch.overrides._get_current_function_mode_stack(),
+            torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
+        )
+
+    with Theirs():
+        before = stacks()
+        with monkeypatch.context() as patch:
+            patch.setattr(base, place, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                deconvviz.deconv(model, images, layer="1", unit=0)
+        assert seen and stacks() == before
+    expected = deconvviz.deconv(model, images, layer="1", unit=0)
+    assert expected.any()
+
+
+def test_an_error_while_an_interrupt_is_handled_stays_an_error():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("broken")
+
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ForwardError, match="broken"):
+            deconvviz.deconv(Broken(), torch.zeros(1, 3, 4, 4), layer=1, unit=0)
+
+
+def test_a_models_own_error_comes_at_once_and_a_devices_as_it_is():
+    class Broken(nn.Module):
+        def __init__(self, text, after):
+            super().__init__()
+            self.conv, self.text, self.left = nn.Conv2d(3, 4, 3), text, after
+
+        def forward(self, x):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError(self.text)
+            return self.conv(x)
+
+    images = torch.randn(4, 3, 8, 8)
+    for after in range(6):  # the survey, the rehearsal, and so on: none of them runs the model again
+        model = Broken("no luck", after)
+        with pytest.raises(ForwardError, match="no luck"):
+            deconvviz.project(model, images, layer="conv", units=[0], top=2, batch_size=2, progress=False)
+        assert model.left == -1
+    with pytest.raises(RuntimeError, match=r"^CUDA error: misaligned address$"):
+        deconvviz.layers(Broken("CUDA error: misaligned address", 0), 8)
+
+
+def test_a_view_that_needs_contiguous_maps_is_run_again():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x.view(len(x), -1).view(x.shape))
+
+    model, images = Viewed(), torch.randn(2, 3, 9, 9)
+    result = deconvviz.project(model, images, layer="b", units=[1], top=2, progress=False)
+    whole = deconvviz.deconv(model, images, layer="b", unit=1)
+    for place, number in enumerate(result.image_ids[0].tolist()):
+        assert result.projections[0, place].sum() == pytest.approx(whole[number].sum().item(), rel=1e-4)

@@ -15,7 +15,8 @@ from deconvviz.images import Preprocess
 from deconvviz.results.store import save
 from deconvviz.topk import result as _strongest
 from deconvviz.topk import scan as topk
-from deconvviz.topk.scan import LayerTop, TopK, top
+from deconvviz.topk.result import LayerTop, TopK
+from deconvviz.topk.scan import top
 
 PIXELS = Preprocess((8, 8), 8, (0.0,) * 3, (1.0,) * 3)
 

@@ -17,8 +17,8 @@ from deconvviz.images import samples
 from deconvviz.plotting import recording as _recording_plot
 from deconvviz.results import store as _store
 from deconvviz.training import recorder
-from deconvviz.training.recorder import EPOCHS, Recorder, Recording, Track
-from deconvviz.training.recording import write
+from deconvviz.training.recorder import EPOCHS, Recorder
+from deconvviz.training.recording import Recording, Track, write
 from deconvviz.training.train import train
 
 IMAGES = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,9 @@ from torch import nn
 from deconvviz import zoo
 from deconvviz.errors import ImageError, ModelError, OptionError, StoreError
 from deconvviz.training import recipe as _recipe
-from deconvviz.training.train import RECIPES, Training, train
+from deconvviz.training.recipe import RECIPES
+from deconvviz.training.result import Training
+from deconvviz.training.train import train
 
 module = importlib.import_module("deconvviz.training.train")
 COLOURS = {"blue": (20, 30, 200), "green": (30, 180, 40), "red": (210, 20, 30)}

@@ -15,8 +15,9 @@ from deconvviz import zoo
 from deconvviz.errors import ModelError, OptionError
 from deconvviz.training import pixels as _pixels
 from deconvviz.training import recipe as _recipe
+from deconvviz.training.recipe import RECIPES
 from deconvviz.training.run import describe_recipe
-from deconvviz.training.train import RECIPES, train
+from deconvviz.training.train import train
 from deconvviz.zoo.networks import resnet_cifar
 
 FAMILIES = ("plain", "resnet", "preresnet")

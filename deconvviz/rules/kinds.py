@@ -1,0 +1,56 @@
+"""The kinds of operations that there are rules for, and which of them share a property.
+
+A new kind is considered here, once, for everything that asks about kinds.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Kind(str, enum.Enum):
+    """What an operation is, as the tables print it."""
+
+    CONVOLUTION = "convolution"
+    LINEAR = "linear"
+    RECTIFIER = "rectifier"
+    MAX_POOL = "max-pool"
+    AVERAGE_POOL = "average pool"
+    NORMALIZATION = "normalization"
+    SUM = "sum"
+    CONCATENATION = "concatenation"
+    PRODUCT = "product"
+    IDENTITY = "identity"
+    VIEW = "view"
+    BORDER = "border"
+    GRADIENT = "gradient"
+
+    __str__ = str.__str__
+
+
+# Each position of the result comes from the same position of what goes in, or can: a view may move them.
+KEEPS_POSITIONS = frozenset(
+    {
+        Kind.RECTIFIER,
+        Kind.NORMALIZATION,
+        Kind.SUM,
+        Kind.CONCATENATION,
+        Kind.PRODUCT,
+        Kind.IDENTITY,
+        Kind.VIEW,
+    }
+)
+# What may stand between a convolution and the rectifier that makes its response.
+BETWEEN_CONV_AND_RELU = frozenset({Kind.NORMALIZATION, Kind.IDENTITY, Kind.PRODUCT, Kind.SUM})
+# What may stand between the images and the convolution that reads them.
+BEFORE_THE_FIRST_CONV = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.NORMALIZATION, Kind.PRODUCT, Kind.SUM, Kind.BORDER})
+# Deep networks are numbered by these.
+NUMBERED = frozenset({Kind.RECTIFIER})
+# Operations that are layers by themselves, whether or not a module returns what they make.
+LAYERS = frozenset({Kind.RECTIFIER, Kind.CONVOLUTION, Kind.MAX_POOL, Kind.AVERAGE_POOL, Kind.SUM})
+# What the audit lists.
+AUDITED = frozenset({Kind.RECTIFIER, Kind.MAX_POOL, Kind.AVERAGE_POOL, Kind.NORMALIZATION, Kind.PRODUCT})
+# Their inputs are what a classifier computes its classes from.
+WEIGHTED = frozenset({Kind.CONVOLUTION, Kind.LINEAR})
+# Maps that a class activation map can be made of.
+MAPS = frozenset({Kind.CONVOLUTION, Kind.NORMALIZATION, Kind.RECTIFIER, Kind.SUM, Kind.CONCATENATION})

@@ -1,0 +1,192 @@
+"""Rows, columns and units are found wherever a model puts them; what can't be told is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import deconvviz
+from deconvviz import ImageError, LayerError
+from deconvviz.model.survey import resolve
+
+
+class Step(nn.Module):
+    """One step of a network that moves positions about."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        weights = {"conv": (2, 2, 3, 2), "dilated": (2, 2, 3, 3), "circular": (2, 2, 3, 3), "up": (2, 2, 3, 2)}
+        self.weight = nn.Parameter(torch.rand(weights.get(kind, (1, 1, 1, 1)), dtype=torch.float64) + 0.1)
+
+    def forward(self, x):
+        match self.kind:
+            case "conv":
+                return F.conv2d(x, self.weight, padding=(1, 0), stride=(1, 2))
+            case "dilated":
+                return F.conv2d(x, self.weight, padding=(1, 2), dilation=(2, 3))
+            case "circular":
+                return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), self.weight)
+            case "up":
+                return F.conv_transpose2d(x, self.weight, stride=(1, 2))
+            case "swap":
+                return x.transpose(2, 3)
+            case "flip":
+                return x.flip(3)
+            case "roll":
+                return x.roll((2, 1), (2, 3))
+            case "area":
+                return F.interpolate(x, size=(6, 5), mode="area")
+            case "bicubic":
+                return F.interpolate(x, size=(7, 9), mode="bicubic").abs()
+            case "adapt":
+                return F.adaptive_avg_pool2d(x, (5, 4))
+            case "flat":
+                return F.relu(x.flatten(2)).unflatten(2, x.shape[2:])
+            case "last":
+                return x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+            case "sum":
+                return x + x.flip(2)
+            case "cross":
+                side = min(x.shape[2:])
+                x = x[:, :, :side, :side]
+                return x + x.transpose(2, 3)
+        raise AssertionError(self.kind)
+
+
+KINDS = "conv dilated circular up swap flip roll area adapt flat last sum cross".split()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from(KINDS), min_size=2, max_size=5), st.sampled_from([(9, 12), (14, 10)]))
+def test_projections_are_not_cut_however_positions_move(kinds, size):
+    torch.manual_seed(0)
+    model = nn.Sequential(Step("dilated"), *map(Step, kinds)).eval()
+    images = torch.rand(3, 2, *size, dtype=torch.float64)
+    layer = str(len(kinds))
+    try:
+        model(images)
+    except RuntimeError:
+        assume(False)  # the map is smaller than a kernel
+    result = deconvviz.project(model, images, layer=layer, units=[1], top=3, progress=False)
+    whole = deconvviz.deconv(model, images, layer=layer, unit=1)
+    found = resolve(model, layer, images)
+    for place, number in enumerate(result.image_ids[0].tolist()):
+        top, left, bottom, right = result.boxes[0, place].tolist()
+        inside = whole[number, :, top:bottom, left:right]
+        assert whole[number].any()
+        assert inside.abs().sum() == pytest.approx(whole[number].abs().sum().item(), rel=1e-12)
+        shown = result.projections[0, place].double()
+        assert shown.abs().sum() == pytest.approx(inside.abs().sum().item(), rel=1e-5)
+    for row in range(found.height):
+        for col in range(found.width):
+            images.requires_grad_()
+            (grad,) = torch.autograd.grad(found.as_maps(model(images))[0, :, row, col].sum(), images)
+            rows, cols = grad[0].abs().sum(0).nonzero().T
+            top, left, bottom, right = found.reach.boxes(np.array((row, col)))
+            if len(rows):
+                assert top <= rows.min() and rows.max() < bottom and left <= cols.min() and cols.max() < right
+
+
+class Tokens(nn.Module):
+    """A small vision transformer: patches, a class token, attention, a block that mixes tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.flat = nn.Conv2d(3, 8, 4, 4), nn.Flatten(2)
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mix, self.fc = nn.Linear(12, 12), nn.Linear(8, 6)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.tokens, self.classed, self.after = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        x = self.tokens(self.flat(self.patches(x)).transpose(1, 2))
+        x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+        x = self.classed(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+        y = self.norm(x)
+        return self.fc(self.after(x + self.attention(y, y, y, need_weights=False)[0]))
+
+
+def test_tokens_are_positions_and_their_features_units():
+    model, images = Tokens().eval(), torch.randn(2, 3, 12, 16)
+    table = deconvviz.layers(model, (12, 16))
+    forms = {r.name: (r.units, r.height, r.width) for r in table}
+    assert forms["patches"] == forms["flat"] == forms["tokens"] == (8, 3, 4)
+    assert forms["classed"] == forms["after"] == (8, 1, 13)
+    assert forms["fc"] == (6, 1, 13)
+    assert forms["mix"] == (0, 0, 0)  # tokens went into its features
+    assert "?" in str(table)
+    with pytest.raises(LayerError, match=r"which dimension of layer 'mix' holds its channels can't be told"):
+        deconvviz.top(model, images, layers=["mix"], k=1, progress=False)
+    best = deconvviz.top(model, images, layers=["flat"], k=1, progress=False)["flat"]
+    maps = model.patches(images)
+    strongest = maps.amax((2, 3)).argmax(0)
+    assert torch.equal(best.image_ids[:, 0], strongest)
+    for unit, (row, col) in enumerate(best.positions[:, 0].tolist()):
+        assert maps[strongest[unit], unit, row, col] == best.values[unit, 0]
+    result = deconvviz.project(model, images, layer="tokens", units=[5], top=1, progress=False)
+    row, col = result.positions[0, 0].tolist()
+    assert result.boxes[0, 0].tolist() == [4 * row, 4 * col, 4 * row + 4, 4 * col + 4]
+    same = deconvviz.project(model, images, layer="patches", units=[5], top=1, progress=False)
+    assert torch.equal(result.projections, same.projections)
+
+
+def test_channels_last_blocks_are_read_as_such():
+    """Swin's blocks have the form (N, H, W, C), also behind its shifted windows."""
+    torch.manual_seed(0)
+    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 2], [2, 2], [4, 4], num_classes=3).eval()
+    images = torch.randn(2, 3, 32, 40)
+    table = deconvviz.layers(model, (32, 40))
+    last = table["features.3"]
+    assert (last.units, last.height, last.width) == (16, 4, 5)
+    best = deconvviz.top(model, images, layers=["features.3"], k=1, progress=False).tops[0]
+    caught = {}
+    model.features[3].register_forward_hook(lambda m, i, o: caught.update(out=o))
+    model(images)
+    assert torch.allclose(best.values[:, 0], caught["out"].amax((0, 1, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (0, 2, 3, 1), (0, 3, 2, 1)])
+def test_images_in_another_order_are_refused(order):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x):
+            return F.relu(self.conv((x / 2).permute(order)))
+
+    size = [0, 0, 0]
+    for place, length in zip(order[1:], (3, 24, 16), strict=True):
+        size[place - 1] = length
+    images = torch.randn(2, *size)
+    for call in (
+        lambda: deconvviz.layers(Other(), tuple(size)),
+        lambda: deconvviz.deconv(Other(), images, layer="conv", unit=0),
+        lambda: deconvviz.top(Other(), images, layers=["conv"], progress=False),
+    ):
+        with pytest.raises(ImageError, match=r"takes the images' (height|width) as channels.*Wrap it"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "vgg11", "densenet121"])
+def test_a_number_names_the_same_layer_at_every_size(name: str):
+    model = torchvision.models.get_model(name, weights=None)
+    usual = {row.number: row.name for row in deconvviz.layers(model, 128).numbered}
+    for size in (32, 40, 63, (48, 97)):
+        found = {row.number: row.name for row in deconvviz.layers(model, size).numbered}
+        assert found and found.items() <= usual.items(), size
+
+
+def test_what_follows_an_adaptive_pool_has_no_number():
+    def block(n):
+        return nn.Sequential(nn.Conv2d(n, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 4, 1), nn.ReLU())
+    model = nn.Sequential(*(block(3 if i == 0 else 4) for i in range(3)), *(nn.Conv2d(4, 4, 1) for _ in range(5)), head)
+    for size in (8, 16, 32, 48):
+        assert [row.name for row in deconvviz.layers(model, size).numbered] == ["0.1", "1.1", "2.1"]
