@@ -90,6 +90,7 @@ class Draft:
     def finish(self) -> None:
         """Let the file take the result's place."""
         self._new = []
+        store.seal(self._data)
         store.publish(self._data, self.path)
         self._finished = True
         self._remove()

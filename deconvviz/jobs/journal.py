@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from ..errors import StoreError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: two writers of one file are not noticed there
-    fcntl = None  # type: ignore[assignment]
+from ..results.locks import claim
 
 
 class Journal:
@@ -27,7 +21,7 @@ class Journal:
     def __init__(self, path: Path, of: Path) -> None:
         """Open or make the file at `path` for the result at `of`, lock it, and read what is there."""
         self.path, self.of = path, of
-        self._file = _locked(path, of)
+        self._file = open(claim(path, of), "r+b")
         self.lines: list[Any] = []
         self.end = 0  # of the last whole line, in bytes
         self._read()
@@ -81,27 +75,3 @@ class Journal:
     ) -> None:
         """Let others have it."""
         self._file.close()
-
-
-def _locked(path: Path, of: Path) -> IO[bytes]:
-    """Open a file for reading and writing, for this process alone."""
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {of}: {error.strerror}. Give a path in a folder you may write to."
-            ) from error
-        if fcntl is None:
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise StoreError(f"another process is writing {of}: wait for it, or give another path.") from error
-        # The process before may have removed the file between our opening and our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()

@@ -7,13 +7,18 @@ import io
 import os
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from ..errors import StoreError
+from ..errors import OptionError, StoreError
 from . import store
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # what `write_figure` can write
+ANIMATIONS = (".gif",)
 
 _Kind = TypeVar("_Kind", bound="Stored")
 
@@ -61,31 +66,43 @@ class Stored:
         """Take back what `header` returned."""
         return _unpack(facts["tree"], arrays, {kind.__name__: kind for kind in (cls, *cls.holds)})
 
+    def check_loaded(self, facts: dict[str, Any]) -> None:
+        """Refuse what no such result can be; the file that says so may be damaged, or written by someone else."""
+        _check_fields(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, all or nothing.
 
         Raises:
+            OptionError: The path is that of a picture.
             StoreError: The file cannot be written.
         """
+        refuse_picture(path)
         facts, arrays = self.header()
         store.save(path, arrays, {"kind": self.file_kind, **facts})
 
     @classmethod
-    def load(cls: type[_Kind], path: str | os.PathLike[str]) -> _Kind:
-        """Read a file that `save` wrote; large arrays are mapped from it and read when looked at.
+    def load(cls: type[_Kind], path: str | os.PathLike[str], *, check: bool = False) -> _Kind:
+        """Read a file that `save` wrote.
+
+        Up to 64 MB are read and checked against the checksums in the file. A larger file is mapped: its arrays are
+        read when they are looked at, so the file must not be changed in place as long as the result is in use
+        (replacing it, as `save` does, is no change of it). `check` reads and checks all of it now.
 
         Raises:
             StoreError: The file cannot be read, or holds something else.
         """
-        return cls.read(path)[0]
+        return cls.read(path, check=check)[0]
 
     @classmethod
-    def read(cls: type[_Kind], path: str | os.PathLike[str]) -> tuple[_Kind, dict[str, Any]]:
+    def read(cls: type[_Kind], path: str | os.PathLike[str], *, check: bool = False) -> tuple[_Kind, dict[str, Any]]:
         """Read a file as `load` does; return also what its header says."""
-        arrays, meta = store.load(path, cls.file_kind)
+        arrays, meta = store.load(path, cls.file_kind, check=check)
         facts: dict[str, Any] = {name: value for name, value in meta.items() if name != "kind"}
         try:
-            return cls.from_header(facts, arrays), facts
+            found = cls.from_header(facts, arrays)
+            found.check_loaded(facts)
+            return found, facts
         except StoreError:
             raise
         except Exception as error:  # whatever a damaged header makes of itself
@@ -115,6 +132,15 @@ class Result(Stored):
 
     def _repr_png_(self) -> bytes:
         return png(self.plot())
+
+
+def refuse_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse to write numbers into a file that would be taken for a picture."""
+    if Path(path).suffix.lower() in (*PICTURES, *ANIMATIONS):
+        raise OptionError(
+            f"save({str(path)!r}) writes numbers, not a picture: call plot().savefig({str(path)!r}), or give a path "
+            "such as result.safetensors."
+        )
 
 
 def png(figure: Any) -> bytes:
@@ -168,3 +194,26 @@ def _unpack(tree: Any, arrays: dict[str, Tensor], kinds: dict[str, type]) -> Any
     if isinstance(tree, dict):
         return kinds[tree["result"]](**{name: _unpack(item, arrays, kinds) for name, item in tree["fields"].items()})
     return tree
+
+
+def _check_fields(value: Stored) -> None:
+    """Refuse fields of another type than their class says: a file from elsewhere may hold anything."""
+    hints = get_type_hints(type(value))
+    for name in _names(value):
+        if not _fits(getattr(value, name), hints[name]):
+            raise ValueError(f"{name} is no {hints[name]}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is tuple and parts[-1:] == (Ellipsis,):
+        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if kind is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)

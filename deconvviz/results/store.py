@@ -1,7 +1,7 @@
-"""Results on disk: one safetensors file each, written atomically, read lazily.
+"""Results on disk: one safetensors file each, written whole or not at all, with checksums.
 
 The format is a length, a JSON header and the raw arrays, so a file can be filled in place while a result streams
-in (`create`), and its arrays can be mapped instead of read (`load`).
+in (`filling`), and the arrays of a large one can be mapped instead of read (`load`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,22 @@ import contextlib
 import json
 import math
 import os
+import shutil
+import stat
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from ..errors import StoreError
+from .locks import temporary_beside
 
 _NAMES = {
     torch.float32: "F32",
@@ -30,51 +37,120 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _DTYPES = {name: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype, name in _NAMES.items()}
+_READ = 64 << 20  # bytes: files up to this size are read and checked whole, larger ones mapped
+_OPEN = "-" * 8  # in place of a checksum that is not known yet
+_MARK = b'"crc32": "'
+
+Fields = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place at the end, or vanishes after an error."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}. Give a path in a folder you may write to.") from error
-    temporary = Path(name)
+    """Yield a temporary path beside `path` that takes its place at the end, or vanishes after an error.
+
+    A link stays: the file that it points to is replaced. A file keeps its rights. What is no file, such as
+    /dev/stdout, is written to. What a killed process left of an earlier attempt is removed.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    temporary, handle = _prepared(target, path)
     try:
         yield temporary
-        publish(temporary, path)
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
+        publish(temporary, target)
+    except Exception as error:
+        reason = _reason(error, temporary, target)
+        if reason is None:
+            raise
+        raise StoreError(f"cannot write {path}: {reason}. Nothing was left behind.") from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Let a finished temporary file take the place of `path`."""
-    umask = os.umask(0)
-    os.umask(umask)
+def publish(temporary: Path, path: str | os.PathLike[str]) -> None:
+    """Let a finished temporary file take the place of `path`: with its rights, where its link points to."""
+    target = Path(os.path.realpath(path))
     try:
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
-        temporary.replace(path)
+        if _is_special(target):
+            with open(temporary, "rb") as source, open(target, "wb") as into:
+                shutil.copyfileobj(source, into)
+            temporary.unlink()
+            return
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
 
 
-def reopen(path: Path) -> dict[str, torch.Tensor]:
-    """Map the arrays of a file that `create` laid out, for writing."""
-    return _map(path, "r+")[0]
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse now a path that could not be written after the work; make the folders on the way."""
+    temporary, handle = _prepared(Path(os.path.realpath(path)), path)
+    temporary.unlink()
+    os.close(handle)
 
 
-def create(
-    path: str | os.PathLike[str], fields: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], meta: Mapping[str, object]
-) -> dict[str, torch.Tensor]:
+def _prepared(target: Path, path: str | os.PathLike[str]) -> tuple[Path, int]:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        if _is_special(target):
+            if not os.access(target, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+            return temporary_beside(Path(tempfile.gettempdir(), f"deconvviz-{target.name}"))
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(13, "it may not be written")
+        return temporary_beside(target)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot write {path}: {said}. Give a path in a folder you may write to.") from error
+
+
+def _is_special(target: Path) -> bool:
+    """Say whether there is something that is no file: a device or a pipe."""
+    return target.exists() and not target.is_file() and not target.is_dir()
+
+
+def _reason(error: Exception, temporary: Path, target: Path) -> str | None:
+    """Return why writing failed; None for an error of whoever was to be written, such as a data set's own."""
+    if isinstance(error, StoreError):
+        return None
+    if isinstance(error, OSError):
+        ours = error.filename in (None, str(temporary), str(target), temporary, target)
+        return error.strerror or str(error) if ours else None
+    of_torch = isinstance(error, RuntimeError) and ("inline_container" in str(error) or "StreamWriter" in str(error))
+    if not of_torch and not isinstance(error, SafetensorError):
+        return None
+    free = shutil.disk_usage(temporary.parent).free  # neither of them says it
+    return "No space left on device" if free < 1 << 20 else str(error).splitlines()[0]
+
+
+@contextlib.contextmanager
+def filling(path: str | os.PathLike[str], fields: Fields, meta: Mapping[str, object]) -> Iterator[dict[str, Tensor]]:
+    """Yield arrays (name: dtype, shape), zero and mapped to a file that takes the place of `path` at the end."""
+    with replacing(path) as temporary:
+        arrays = create(temporary, fields, meta)
+        yield arrays
+        seal(temporary)
+
+
+def save(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
+    """Write `arrays` and `meta` (anything JSON holds) to one file, all or nothing."""
+    with filling(path, {name: (a.dtype, tuple(a.shape)) for name, a in arrays.items()}, meta) as target:
+        for name, array in arrays.items():
+            target[name].copy_(array)
+
+
+def create(path: str | os.PathLike[str], fields: Fields, meta: Mapping[str, object]) -> dict[str, Tensor]:
     """Lay out a file for `fields` (name: dtype, shape) and return its arrays, zero and mapped for writing."""
-    header: dict[str, object] = {"__metadata__": {"deconvviz": json.dumps(dict(meta))}}
+    checksums = " ".join([_OPEN] * (1 + len(fields)))
+    header: dict[str, object] = {"__metadata__": {"crc32": checksums, "deconvviz": json.dumps(dict(meta))}}
     end = 0
     # The widest numbers first: every array then starts at a multiple of its numbers' size.
     for name, (dtype, shape) in sorted(fields.items(), key=lambda field: -field[1][0].itemsize):
@@ -93,46 +169,113 @@ def create(
         raise StoreError(
             f"cannot write {path} ({end / 1e6:.0f} MB): {error.strerror}. Free some space or give another path."
         ) from error
-    return _map(Path(path), "r+")[0]
+    return reopen(path)
 
 
-def save(path: str | os.PathLike[str], arrays: Mapping[str, torch.Tensor], meta: Mapping[str, object]) -> None:
-    """Write `arrays` and `meta` (anything JSON holds) to one file, all or nothing."""
-    with replacing(path) as temporary:
-        target = create(temporary, {name: (a.dtype, tuple(a.shape)) for name, a in arrays.items()}, meta)
-        for name, array in arrays.items():
-            target[name].copy_(array)
+def reopen(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Map the arrays of a file that `create` laid out, for writing."""
+    with open(path, "rb") as file:
+        text = _header(file)
+    return {name: _mapped(path, "r+", *place) for name, place in _places(text, len(text)).items()}
 
 
-def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """Map the arrays of a file and read its metadata, which must say that it is a `kind`.
+def seal(path: Path) -> None:
+    """Write the checksums of the header and of each array into the header, where their place is: the file is whole."""
+    arrays = reopen(path)
+    with open(path, "r+b") as file:
+        text = _header(file)
+        start = text.index(_MARK) + len(_MARK)
+        sums = " ".join([_OPEN, *(_crc(array.numpy()) for array in arrays.values())]).encode()
+        text = text[:start] + sums + text[start + len(sums) :]
+        file.seek(8)
+        file.write(text[:start] + _crc(text).encode() + text[start + len(_OPEN) :])
 
-    The arrays are private copies-on-write of the file: pages are read when they are looked at.
+
+def _crc(data: bytes | np.ndarray[Any, Any]) -> str:
+    """Return eight hexadecimal digits for bytes or an array."""
+    flat = data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    return f"{zlib.crc32(flat):08x}"
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(
+    path: str | os.PathLike[str], kind: str, *, check: bool = False
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Read the arrays of a file and its metadata, which must say that it is a `kind`.
+
+    Up to 64 MB are read and checked against their checksums. A larger file's arrays are private copies-on-write of it:
+    pages are read when they are looked at, and checked now only with `check`.
     """
     try:
-        arrays, meta = _map(Path(path), "c")
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no file")
+            text = _header(file)
+        arrays, meta = _read(Path(path), text, check)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, struct.error) as error:
+    except Exception as error:  # whatever a damaged header makes of itself
         raise StoreError(f"{path} is not a file that deconvviz wrote, or it is damaged ({error}).") from error
     if meta.get("kind") != kind:
         raise StoreError(f"{path} holds {meta.get('kind')!r}, expected {kind!r}.")
     return arrays, meta
 
 
-def _map(path: Path, mode: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > os.path.getsize(path):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(length))
-    meta = json.loads(header.pop("__metadata__")["deconvviz"])
-    arrays = {}
+def _header(file: Any) -> bytes:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > os.fstat(file.fileno()).st_size:
+        raise ValueError("its header is longer than the file")
+    text: bytes = file.read(length)
+    return text
+
+
+def _places(text: bytes, length: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
+    """Return each array's type, shape and offset in the file, after checking that they fit together."""
+    header = json.loads(text)
+    del header["__metadata__"]
+    found = {}
     for name, entry in header.items():
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        if math.prod(shape) == 0:
-            arrays[name] = torch.from_numpy(np.zeros(shape, dtype))
-            continue
-        offset = 8 + length + entry["data_offsets"][0]
-        arrays[name] = torch.from_numpy(np.memmap(path, dtype, mode, offset, shape))  # type: ignore[call-overload]
+        start, end = entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+            raise ValueError(f"the shape of {name!r} is none")
+        if end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"the size of {name!r} does not fit its shape")
+        found[name] = dtype, shape, 8 + length + start
+    return found
+
+
+def _read(path: Path, text: bytes, check: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
+    facts = json.loads(text)["__metadata__"]
+    meta = json.loads(facts["deconvviz"])
+    if not isinstance(meta, dict):
+        raise ValueError("its metadata is no table")
+    places = _places(text, len(text))
+    whole = os.path.getsize(path) <= _READ
+    arrays = {name: (_copied if whole else _mapped)(path, "c", *place) for name, place in places.items()}
+    if set(facts) - {"crc32"} != {"deconvviz"}:
+        raise ValueError("its header holds something else")
+    if _OPEN not in facts.get("crc32", _OPEN):  # files of version 0.1.0 have none
+        head, *sums = facts["crc32"].split(" ")
+        start = text.index(_MARK) + len(_MARK)
+        if _crc(text[:start] + _OPEN.encode() + text[start + len(_OPEN) :]) != head:
+            raise ValueError("the checksum of its header differs")
+        for (name, array), expected in zip(arrays.items(), sums, strict=True):
+            if (whole or check) and _crc(array.numpy()) != expected:
+                raise ValueError(f"the checksum of {name!r} differs")
     return arrays, meta
+
+
+def _copied(path: Path, mode: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Tensor:
+    array = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+    return torch.from_numpy(array.reshape(shape))  # refuses a file that ends too early
+
+
+def _mapped(
+    path: str | os.PathLike[str], mode: Any, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+) -> Tensor:
+    if math.prod(shape) == 0:
+        return torch.from_numpy(np.zeros(shape, dtype))
+    return torch.from_numpy(np.memmap(path, dtype, mode, offset, shape))

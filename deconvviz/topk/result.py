@@ -113,7 +113,7 @@ class TopK(Result, Mapping[str, LayerTop]):
         return TopK(tops, self.k, self.count)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TopK:
+    def load(cls, path: str | os.PathLike[str], *, check: bool = True) -> TopK:
         """Read a result that `save` or a finished scan wrote.
 
         Raises:
@@ -142,6 +142,24 @@ class TopK(Result, Mapping[str, LayerTop]):
         """Take back what `header` returned."""
         tops = tuple(LayerTop(n, number, *(arrays[f"{n}/{f}"] for f in _ARRAYS)) for n, number in facts["layers"])
         return cls(tops, facts["k"], facts["count"], facts["scan"])
+
+    def check_loaded(self, facts: dict[str, Any]) -> None:
+        """Refuse numbers that do not fit together: images that were not seen, arrays of other sizes."""
+        super().check_loaded(facts)
+        if not 0 <= self.count <= facts["total"] or self.k < 1:
+            raise ValueError(f"{self.count} of {facts['total']} images were seen for the top {self.k}")
+        for top in self.tops:
+            shape = top.values.shape
+            if (
+                len(shape) != 2
+                or shape[1] > self.k
+                or top.image_ids.shape != shape
+                or top.positions.shape != (*shape, 2)
+            ):
+                raise ValueError(f"the arrays of layer {top.name!r} do not fit together")
+            end = self.count if self.scan else None  # what `shifted` returned counts from elsewhere
+            if (top.image_ids < -1).any() or (end is not None and (top.image_ids >= end).any()):
+                raise ValueError(f"layer {top.name!r} names images that were not seen")
 
     def table(self) -> str:
         """Return a row per layer: its units and their strongest activations."""
@@ -265,5 +283,5 @@ def write(path: str | os.PathLike[str], result: TopK, total: int) -> None:
 
 def read(path: str | os.PathLike[str]) -> tuple[TopK, int]:
     """Read what `write` wrote: the result and the number of images that the scan goes over."""
-    result, facts = TopK.read(path)
+    result, facts = TopK.read(path, check=True)
     return result, facts["total"]

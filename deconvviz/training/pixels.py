@@ -151,8 +151,7 @@ class Decoder:
                 return arrays["images"], arrays["good"]
         n = len(files.paths)
         fields = {"images": (torch.uint8, (n, self.size, self.size, 3)), "good": (torch.bool, (n,))}
-        with _store.replacing(path) as temporary:
-            arrays = _store.create(temporary, fields, {"kind": "pixels", "key": key})
+        with _store.filling(path, fields, {"kind": "pixels", "key": key}) as arrays:
             self._decode_into(arrays["images"], arrays["good"], files)
         return arrays["images"], arrays["good"]
 

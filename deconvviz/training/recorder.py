@@ -21,7 +21,7 @@ from ..tape.record import record
 from ..topk.result import TopK
 from ..topk.scan import top
 from ..zoo import Card
-from .recording import Recording, Track, check_same, write
+from .recording import Recording, Track, add
 
 __all__ = ["EPOCHS", "Recorder", "Recording", "Track"]
 
@@ -45,8 +45,9 @@ class Recorder:
 
     At each of `epochs` one scan of `images` finds the strongest image of every unit, whose activation is carried
     back to pixels; the file is then replaced by one with this epoch in it, so a kill at any moment leaves a whole
-    file. The next run goes on with it; an epoch that is recorded again replaces the first. At other epochs nothing
-    is done. `train(recorder=...)` makes the calls by itself. Kept checkpoints can be recorded afterwards:
+    file. The next run goes on with it, and several processes may record into one file: they take turns. An epoch that
+    is recorded again replaces the first. At other epochs nothing is done. `train(recorder=...)` makes the calls by
+    itself. Kept checkpoints can be recorded afterwards:
     `for epoch, file in files: recorder(zoo.create("zfnet64", weights=file), epoch)`.
 
     Args:
@@ -121,7 +122,7 @@ class Recorder:
         if self._opened is None:
             self.prepare(model)
         assert self._opened is not None
-        self._add(self._snapshot(model, self._opened, (epoch,)))
+        add(self.path, self._snapshot(model, self._opened, (epoch,)))
         return True
 
     def prepare(self, model: nn.Module, *, card: Card | None = None) -> None:
@@ -134,7 +135,7 @@ class Recorder:
             known = of_card(card)
         self._opened = open_images(model, self._images, known)
         self._identity = self._opened.fingerprint()
-        self._add(self._snapshot(model, ImageSet(Tensors(self._opened.take([0])), self._opened.preprocess), ()))
+        add(self.path, self._snapshot(model, ImageSet(Tensors(self._opened.take([0])), self._opened.preprocess), ()))
 
     def follow(self, epoch: int) -> None:
         """Refuse a file that cannot belong to a training that goes on after `epoch`.
@@ -147,13 +148,6 @@ class Recorder:
                 f"{self.path} holds epoch {last}, but the training goes on after epoch {epoch}: it is another "
                 "run's. Give another path, or remove it."
             )
-
-    def _add(self, new: Recording) -> None:
-        stored = [self.recording] if self.path.exists() else []
-        if stored:
-            check_same(self.path, stored[0], new)
-        if new.epochs or not stored:
-            write(self.path, [*stored, new])
 
     def _snapshot(self, model: nn.Module, images: ImageSet, epochs: tuple[int, ...]) -> Recording:
         """Record the model as it is; the arrays have `len(epochs)` entries, 1 or 0."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
 from ..results import store
-from ..results.base import Result, Stored, tuples
+from ..results.base import Result, Stored, refuse_picture, tuples
+from ..results.locks import locked
 from ..results.text import amount, listed
 
 THRESHOLD = 0.8
@@ -189,7 +190,18 @@ class Recording(Result):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, epoch by epoch, all or nothing."""
+        refuse_picture(path)
         write(path, [self])
+
+
+def add(path: str | os.PathLike[str], new: Recording) -> None:
+    """Put the epochs of a recording into a file, which is made if there is none; writers of one file take turns."""
+    with locked(path, wait=True):
+        stored = [Recording.load(path)] if os.path.exists(path) else []
+        if stored:
+            check_same(path, stored[0], new)
+        if new.epochs or not stored:
+            write(path, [*stored, new])
 
 
 def write(path: str | os.PathLike[str], recordings: Sequence[Recording]) -> None:
@@ -201,15 +213,14 @@ def write(path: str | os.PathLike[str], recordings: Sequence[Recording]) -> None
     epochs = sorted(rows)
     facts, first = recordings[0].header()
     fields = {name: (a.dtype, (len(epochs), *a.shape[1:])) for name, a in first.items()}
-    with store.replacing(path) as temporary:
-        target = store.create(temporary, fields, {"kind": Recording.file_kind, **facts, "epochs": epochs})
+    with store.filling(path, fields, {"kind": Recording.file_kind, **facts, "epochs": epochs}) as target:
         for place, epoch in enumerate(epochs):
             source, row = rows[epoch]
             for name, array in source.header()[1].items():
                 target[name][place] = array[row]
 
 
-def check_same(path: os.PathLike[str], stored: Recording, new: Recording) -> None:
+def check_same(path: str | os.PathLike[str], stored: Recording, new: Recording) -> None:
     """Refuse to put epochs of two kinds into one file."""
     for what, before, now in zip(("layers and units", "images", "rule"), _facts(stored), _facts(new), strict=True):
         if before != now:

@@ -83,5 +83,7 @@ class Training(Result):
     @classmethod
     def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Training:
         """Take back what `header` returned."""
+        if not isinstance(facts["skipped"], list):
+            raise ValueError("skipped is no list")
         history = tuple(Epoch(int(row[0]), *row[1:]) for row in arrays["history"].tolist())
         return cls(history, Path(facts["weights"]), Path(facts["card"]), tuple(map(Path, facts["skipped"])))
