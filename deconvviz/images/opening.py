@@ -67,30 +67,28 @@ def open_images(model: nn.Module, images: Images = None, preprocess: object = No
 def samples(
     size: int | tuple[int, int] = 64, count: int | None = None, *, preprocess: Preprocess | None = None
 ) -> ImageSet:
-    """Cut the sample photos into windows of `size`.
+    """Give the sample photos: whole in large images, in windows of several scales in small ones.
 
     Example:
-        >>> windows = samples(64)
-        >>> windows.take([0, 1]).shape, windows.names[0], windows.labels[0]
-        (torch.Size([2, 3, 64, 64]), 'astronaut 512px @ (0,0)', 'astronaut')
+        >>> photos, windows = samples(227), samples(64)
+        >>> len(photos), photos.names[12], len(windows), windows.names[0], windows.labels[0]
+        (72, 'stone-house', 3339, 'astronaut 512px @ (0,0)', 'astronaut')
 
-    Each photo is resized (with antialiasing) so that its short side is 1, 1.5, 2, 3, 4, 6 and 8 windows long,
-    never enlarged by more than 1.5; the windows are slices of that, half a window apart or a little less.
-    Where that makes more than `count`, windows of the finest scales are left out, evenly. The result is
-    always the same. Photos are read when the first of their windows is asked for.
-
-    Windows of 128 pixels and more show 72 photos, each also whole, of which ImageNet has names for most; smaller
-    ones are cut from the twelve that are there in full resolution.
+    From 128 pixels on these are 72 photos, each once: its middle, as large as it fits. For most of them ImageNet
+    has a name. Below, or where `count` is given, photos are cut into windows; below 128 pixels the
+    twelve that are there in full resolution. Each photo is resized (with antialiasing) so that its short side is 1,
+    1.5, 2, 3, 4, 6 and 8 windows long, never enlarged by more than 1.5; the windows are slices of that, half a
+    window apart or a little less. Where that makes more than `count`, windows of the finest scales are left out,
+    evenly. The result is always the same. Photos are read when the first of their windows is asked for.
 
     Args:
         size: height and width of the windows in pixels.
-        count: how many at most. By default what 25 million pixels make, at least 400 and at most 3,600 (64
-            px: 3,600, 224 px: 498).
+        count: how many windows at most. None: 3,600 below 128 pixels, else whole photos.
         preprocess: brings the windows into a model's input space; without it they have values from 0 to 1.
 
     Returns:
-        The windows; `names` say photo, side in the photo's own pixels and top-left corner, `labels` the
-        photo.
+        The images; `labels` say the photo, `names` the photo and of a window the side in the photo's own pixels
+        and the top-left corner.
 
     Raises:
         ImageError: a photo is not where this package, scikit-image or matplotlib should have it.

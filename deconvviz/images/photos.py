@@ -20,7 +20,7 @@ from .preprocess import Preprocess, preprocess_for, upright
 
 _SKIMAGE, _MATPLOTLIB = ("skimage", "data"), ("matplotlib", "mpl-data/sample_data")
 _OWN = (__name__.split(".")[0], "images/sample_photos")
-_LARGE = 128  # pixels: from this side of a window on a whole photo fits into it and can be told
+_LARGE = 128  # pixels: from this side on what a whole photo shows can be told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Photo:
             them.
         place: (package, folder) that the file comes with.
         classes: ImageNet's names for what is shown.
-        whole: a photo to be seen whole: for windows of at least 128 pixels alone, and one of them in the middle.
+        small: whether it is too small for windows below 128 pixels.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Photo:
     finest: float = 8
     place: tuple[str, str] = _SKIMAGE
     classes: tuple[str, ...] = ()
-    whole: bool = False
+    small: bool = False
 
     @property
     def path(self) -> Path:
@@ -87,13 +87,13 @@ _DETAILED = (
 
 
 def _listed() -> Iterator[Photo]:
-    """Read the table of the photos that come with this package; they are small, for windows of a whole photo."""
+    """Read the table of the photos that come with this package."""
     lines = (Path(__file__).parent / "sample_photos" / "SOURCES.md").read_text(encoding="utf-8").splitlines()
     for line in [line for line in lines if line.startswith("| ")][1:]:
         name, title, author, licence, source, classes = (cell.strip() for cell in line.strip("|").split("|"))
         named = tuple(classes.split(", ")) if classes else ()
         about = (title, author, licence, source)
-        yield Photo(name, f"{name}.jpg", *about, finest=2, place=_OWN, classes=named, whole=True)
+        yield Photo(name, f"{name}.jpg", *about, finest=2, place=_OWN, classes=named, small=True)
 
 
 PHOTOS = (*_DETAILED, *_listed())
@@ -117,14 +117,17 @@ class Photos:
 
     parallel, pictures = False, True
 
-    def __init__(self, size: tuple[int, int], count: int, preprocess: Preprocess) -> None:
+    def __init__(self, size: tuple[int, int], count: int | None, preprocess: Preprocess) -> None:
         self.size, self.preprocess = size, preprocess
         sizes = _photo_sizes(size)
-        found = [w for photo in sizes for w in _cut(photo, sizes[photo], size, _MAGNIFY)]
-        # Windows larger than every photo: better enlarged than none.
-        found = found or [w for photo in sizes for w in _cut(photo, sizes[photo], size, math.inf) if w.level == 1]
-        self.windows = _thinned(found, count)
-        self.names = [_name(w, sizes[w.photo], size) for w in self.windows]
+        if count is None:
+            self.windows = [_middle(photo, sizes[photo], size) for photo in sizes]
+        else:
+            found = [w for photo in sizes for w in _cut(photo, sizes[photo], size)]
+            # Windows larger than every photo: better enlarged than none.
+            found = found or [_middle(photo, sizes[photo], size) for photo in sizes]
+            self.windows = _thinned(found, count)
+        self.names = [w.photo.name if count is None else _name(w, sizes[w.photo], size) for w in self.windows]
         self._levels: dict[tuple[str, float], Tensor] = {}
 
     @classmethod
@@ -139,12 +142,12 @@ class Photos:
     def cut(
         cls, size: int | tuple[int, int], count: int | None = None, preprocess: Preprocess | None = None
     ) -> ImageSet:
-        """Return at most `count` windows of `size`; see `samples`."""
+        """Return at most `count` windows of `size`, or whole photos; see `samples`."""
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1 or (count is not None and count < 1):
             raise OptionError(f"size {size} and count {count} must be at least 1.")
-        if count is None:
-            count = min(max(25_000_000 // (height * width), 400), 3600)
+        if count is None and min(height, width) < _LARGE:
+            count = 3600
         shown = preprocess or Preprocess((height, width), None, (0.0,) * 3, (1.0,) * 3, source="pixels")
         source = cls((height, width), count, shown)
         photos = [window.photo.name for window in source.windows]
@@ -183,7 +186,7 @@ class Photos:
 def _photo_sizes(size: tuple[int, int]) -> dict[Photo, tuple[int, int]]:
     sizes = {}
     for photo in PHOTOS:
-        if photo.whole and min(size) < _LARGE:
+        if photo.small and min(size) < _LARGE:
             continue
         try:
             with Image.open(photo.path) as opened:
@@ -196,22 +199,32 @@ def _photo_sizes(size: tuple[int, int]) -> dict[Photo, tuple[int, int]]:
     return sizes
 
 
-def _cut(photo: Photo, full: tuple[int, int], size: tuple[int, int], magnify: float) -> Iterator[_Window]:
+def _cut(photo: Photo, full: tuple[int, int], size: tuple[int, int]) -> Iterator[_Window]:
     fit = max(size[0] / full[0], size[1] / full[1])  # at this scale the largest window just fits
     for level in _LEVELS:
-        if level > photo.finest or level * fit > magnify:
+        if level > photo.finest or level * fit > _MAGNIFY:
             break
-        shape = (max(round(full[0] * fit * level), size[0]), max(round(full[1] * fit * level), size[1]))
-        middle = photo.whole and level == 1
-        for top in _starts(shape[0], size[0], middle):
-            for left in _starts(shape[1], size[1], middle):
+        shape = _shape(full, size, level)
+        for top in _starts(shape[0], size[0]):
+            for left in _starts(shape[1], size[1]):
                 yield _Window(photo, level, shape, (top, left))
 
 
-def _starts(length: int, window: int, middle: bool) -> list[int]:
-    """Return the starts of windows that cover `length` evenly, at most half a window apart; one in the `middle`."""
+def _middle(photo: Photo, full: tuple[int, int], size: tuple[int, int]) -> _Window:
+    """Return the largest window, in the photo's middle: what a network makes of a whole photo."""
+    shape = _shape(full, size, 1)
+    return _Window(photo, 1, shape, ((shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2))
+
+
+def _shape(full: tuple[int, int], size: tuple[int, int], level: float) -> tuple[int, int]:
+    """Return the size of the photo at which its short side is `level` windows long."""
+    fit = max(size[0] / full[0], size[1] / full[1])
+    return max(round(full[0] * fit * level), size[0]), max(round(full[1] * fit * level), size[1])
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Return the starts of windows that cover `length` evenly, at most half a window apart."""
     steps = math.ceil(2 * (length - window) / window)
-    steps += steps % 2 if middle else 0
     return [round(i * (length - window) / steps) for i in range(steps + 1)] if steps else [0]
 
 

@@ -21,13 +21,13 @@ def test_every_photo_is_there_and_described():
 
 
 @pytest.mark.parametrize(
-    ("size", "low", "high"), [(32, 3000, 4000), (64, 3000, 4000), (224, 400, 600), (299, 200, 600)]
+    ("size", "count", "low", "high"), [(32, None, 3000, 4000), (64, None, 3000, 4000), (224, 498, 498, 498)]
 )
-def test_counts(size, low, high):
-    windows = samples(size)
+def test_counts(size, count, low, high):
+    windows = samples(size, count)
     assert low <= len(windows) <= high and windows.take([0, len(windows) - 1]).shape == (2, 3, size, size)
     assert len(set(windows.names)) == len(windows)
-    assert set(windows.labels) == {photo.name for photo in PHOTOS if size >= 128 or not photo.whole}
+    assert set(windows.labels) == {photo.name for photo in PHOTOS if size >= 128 or not photo.small}
     colour = {photo.name for photo in PHOTOS} - {"camera", "clock", "brick", "grass", "gravel"}
     assert sum(label in colour for label in windows.labels) > len(windows) / 2
 
@@ -57,14 +57,19 @@ def test_a_window_is_a_piece_of_its_photo():
     assert difference[:, 2:-2, 2:-2].max() < 0.02  # the borders see their surroundings
 
 
-def test_a_large_window_shows_a_photo_whole():
-    windows = samples(227)
-    places = [name.split(" @ ")[1] for name in windows.names if name.startswith("koala 320px")]
-    assert places == ["(0,0)", "(54,0)", "(107,0)"]  # of 427×320 pixels: top, middle, bottom
+@pytest.mark.parametrize("size", [128, 227, 600])
+def test_large_images_show_each_photo_once_and_whole(size):
+    photos = samples(size)
+    assert photos.names == photos.labels == [photo.name for photo in PHOTOS] and len(photos) == 72
+    koala = next(photo for photo in PHOTOS if photo.name == "koala")
+    with Image.open(koala.path) as picture:
+        square = picture.crop((0, 54, 320, 374)).resize((size, size), Image.Resampling.BILINEAR)  # of 320×427 pixels
+    difference = photos.picture(photos.names.index("koala")) - transforms.functional.to_tensor(square)
+    assert difference.abs().mean() < 0.03
 
 
 def test_the_photos_of_this_package_are_small_and_may_be_given_on():
-    own = [photo for photo in PHOTOS if photo.whole]
+    own = [photo for photo in PHOTOS if photo.small]
     assert len(own) == 60 and {p.path.name for p in own} == {p.name for p in own[0].path.parent.glob("*.jpg")}
     free = ("public domain", "CC0", "CC BY 4.0", "CDLA-Permissive-1.0", "released for unrestricted usage")
     for photo in own:
