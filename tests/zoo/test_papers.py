@@ -55,7 +55,7 @@ SMALL = {
     "squeezenet-1.0": ({"bypass": True}, 227),
     "sppnet": ({"hidden": 16}, 224),
     "squeezenet-1.1": ({}, 227),
-    "stochastic-depth-110": ({"layers": 14}, 32),
+    "stochastic-depth-110": ({"layers": 14, "last": 1.0}, 32),
     "vgg-a": ({"size": 32, "hidden": 16}, 32),
     "vgg-a-lrn": ({"size": 32, "hidden": 16}, 32),
     "vgg-b": ({"size": 32, "hidden": 16}, 32),
