@@ -37,7 +37,7 @@ def images_for(model: torch.nn.Module, size: int) -> torch.Tensor:
 def outcome(model: torch.nn.Module, images: torch.Tensor, number: int) -> str:
     """Project two units of layer `number` and say how it went."""
     try:
-        result = deconvviz.project(model, images, layer=number, units=[0, 1], top=1, progress=False)
+        result = deconvviz.project(model, images, layer=number, units=[0, 1], k=1, progress=False)
     except deconvviz.UnsupportedOp as error:
         return "`" + str(error).split(" in ")[0].rsplit(".", 1)[-1] + "`"
     except deconvviz.LayerError as error:

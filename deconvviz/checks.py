@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
 from .errors import DeconvvizError, OptionError
@@ -51,6 +52,38 @@ def wholes(values: Iterable[Any], name: str, *, error: type[DeconvvizError] = Op
     except TypeError as problem:
         raise error(f"{name}={values!r}: expected whole numbers in a list.") from problem
     return [whole(value, name, error=error) for value in given]
+
+
+def is_flag(value: Any) -> bool:
+    """Say whether a value is one True or False, in any of the forms that `is_whole` knows."""
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 0 and value.dtype == torch.bool
+    return isinstance(value, (bool, np.bool_))
+
+
+def numbers_of(values: Any, size: int, name: str, *, error: type[DeconvvizError] = OptionError) -> list[int]:
+    """Return several whole numbers as ints; a mask of `size` flags stands for the places where it is True.
+
+    Raises:
+        OptionError: They are no whole numbers, there are none, or a mask has another length; or the caller's `error`.
+    """
+    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else None
+    if given and all(map(is_flag, given)):
+        if len(given) != size:
+            raise error(f"{name} is a mask of {len(given)} flags, expected {size}: one for each.")
+        given = [place for place, flag in enumerate(given) if flag]
+    if given is not None and not given:
+        raise error(f"{name} holds no number; give some.")
+    return wholes(values if given is None else given, name, error=error)
+
+
+def at_once(batch_size: Any, own: int | None, usual: int = 64) -> int:
+    """Return how many images go through the network at once: as asked, else as the data's own loader, else the usual.
+
+    Raises:
+        OptionError: What is asked is no whole number of at least 1.
+    """
+    return (own or usual) if batch_size is None else whole(batch_size, "batch_size", 1)
 
 
 def find_device(name: str | torch.device) -> torch.device:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deconvviz.checks import find_device, is_whole, whole, wholes
+from deconvviz.checks import at_once, find_device, is_whole, numbers_of, whole, wholes
 from deconvviz.errors import OptionError, UnitError
 
 WHOLE = [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.uint8)]
@@ -52,3 +52,30 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
 def test_devices_that_are_there():
     assert find_device("cpu") == find_device(torch.device("cpu")) == torch.device("cpu")
     assert torch.ones(1, device=find_device("auto")).sum() == 1
+
+
+@pytest.mark.parametrize("mask", [[False, True, True], np.array([0, 1, 1], bool), torch.tensor([0, 1, 1]).bool()])
+def test_a_mask_stands_for_the_places_where_it_is_true(mask):
+    assert numbers_of(mask, 3, "units") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([True, False], "units is a mask of 2 flags, expected 3"),
+        ([False] * 3, "units holds no number"),
+        ([], "units holds no number"),
+        ([True, 2], "units=True: expected a whole number"),
+        ("12", "expected a whole number"),
+        (3, "units=3: expected whole numbers in a list"),
+    ],
+)
+def test_other_masks_and_lists_are_refused(values, message):
+    with pytest.raises(UnitError, match=message):
+        numbers_of(values, 3, "units", error=UnitError)
+
+
+def test_how_many_at_once():
+    assert [at_once(None, None), at_once(None, 5), at_once(np.int64(3), 5), at_once(None, None, 32)] == [64, 5, 3, 32]
+    with pytest.raises(OptionError, match=r"batch_size=0: expected a whole number of at least 1"):
+        at_once(0, None)

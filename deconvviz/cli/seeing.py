@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .options import (
     AMP,
-    BATCH_SIZE,
     HOW,
     IMAGES,
     JSON,
@@ -19,7 +18,6 @@ from .options import (
     SAVE,
     SEED,
     UNITS,
-    WORKERS,
     Command,
     K,
     Option,
@@ -66,10 +64,11 @@ def _project(command: Command, parsed: argparse.Namespace) -> None:
 
 
 def _deconv(command: Command, parsed: argparse.Namespace) -> None:
-    from ..plotting.projections import sheet
+    import deconvviz
 
     result = command.call(parsed, load(parsed))
-    write(parsed.out, sheet(result, title=f"layer {parsed.layer}, unit {parsed.unit}"))
+    title = f"layer {parsed.layer}, unit {parsed.unit}"
+    write(parsed.out, deconvviz.plotting.projections.sheet(result, title=title))
 
 
 def _occlude(command: Command, parsed: argparse.Namespace) -> None:
@@ -157,10 +156,9 @@ COMMANDS = (
                 IMAGES,
                 LAYER.but(required=True),
                 UNITS,
-                K.but(argument="top"),
+                K,
                 *HOW,
-                BATCH_SIZE.but(default=32),
-                WORKERS,
+                *READING,
             ),
             SCALE,
             *(out(None, "the picture: png, pdf, svg, jpg or webp; default: layer-LAYER.png"), SAVE, QUIET),
@@ -176,7 +174,7 @@ COMMANDS = (
             *(*MODEL, IMAGES.but(help="an image or a folder", metavar="PATH", required=True)),
             *(LAYER.but(required=True), Option("--unit", type=int, more={"required": True})),
             Option("--position", "row,col in the layer's map; default: the strongest", type=position),
-            *(*HOW, out("deconv.png")),
+            *(*HOW, *READING, out("deconv.png"), QUIET),
         ),
         "deconvviz deconv zfnet64 --images cat.jpg --layer 5 --unit 12",
         _deconv,
@@ -249,7 +247,7 @@ COMMANDS = (
                 called=lambda path: path and read_lines(path),
                 more={"metavar": "FILE"},
             ),
-            *(*HOW, BATCH_SIZE.but(default=32), WORKERS, Option("--title", "the page's heading")),
+            *(*HOW, *READING, Option("--title", "the page's heading")),
             Option("--out", default="report.html", type=page, more={"metavar": "PAGE.html"}),
             QUIET,
         ),

@@ -79,9 +79,11 @@ def _read_parts(path: str) -> Any:
 def _class_or_unit(text: str) -> int | str | tuple[int | str, int | None]:
     """Read "207", "goldfish", "features.8:12", or "5:" for the strongest unit of layer 5."""
     layer, colon, unit = text.rpartition(":")
-    if colon and (unit.isdigit() or not unit):
-        return number_or_name(layer), int(unit) if unit else None
-    return whole_or_name(text)
+    if not colon or " " in text:  # a name may hold a colon, a module path holds no blank
+        return whole_or_name(text)
+    if unit and not unit.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a class, LAYER:UNIT, or LAYER: for its strongest")
+    return number_or_name(layer), int(unit) if unit else None
 
 
 COMMANDS = (
@@ -157,7 +159,7 @@ COMMANDS = (
             ),
             Option("--targets", 'class indices or "labels"; default: the most probable classes', type=indices_or_text),
             Option("--fill", "0 to 1, edge or reflect; default: the mean colour", type=number_or_text),
-            *(BATCH_SIZE.but(default=64), out("invariance.png"), *NUMBERS),
+            *(BATCH_SIZE, out("invariance.png"), *NUMBERS),
         ),
         "deconvviz invariance zfnet64 --transforms vertical,rotation",
     ),
@@ -176,7 +178,7 @@ COMMANDS = (
             LAYERS.but(help="such as 5,7; default: the 5th and the last features"),
             Option("--draws", "random sets of boxes per part", default=20, type=int),
             Option("--fill", "the mask, 0 to 1; default: the mean colour", type=float),
-            *(SEED, BATCH_SIZE.but(default=32), out("correspondence.png"), *NUMBERS),
+            *(SEED, BATCH_SIZE, out("correspondence.png"), *NUMBERS),
         ),
         "deconvviz correspondence zfnet64 --images faces --parts faces.json",
     ),

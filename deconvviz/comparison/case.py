@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_whole
 from ..errors import LayerError, ModelError, OptionError, UnitError
 from ..model.output import check_output
 from ..model.survey import survey
@@ -92,9 +92,9 @@ def start_of(network: nn.Module, image: Tensor, target: Any) -> tuple[Start, tup
     classes = output.shape[1]
     if target is None:
         target = int(output[0].argmax())
-    unit = _whole(target)
-    if unit is None:
+    if not is_whole(target):
         raise OptionError(f"target={target!r} has no meaning here. Give a class, (layer, unit), (layer, None) or None.")
+    unit = int(target)
     if not 0 <= unit < classes:
         raise OptionError(f"target {unit} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
     assert number is not None
@@ -102,10 +102,6 @@ def start_of(network: nn.Module, image: Tensor, target: Any) -> tuple[Start, tup
     whole = Reach(Span.of_input(height).whole(1), Span.of_input(width).whole(1), None)
     layer = Layer("output", None, "output", classes, 1, 1, (height, width), None, ("output",), number, whole)
     return Start(layer, unit, (0, 0), None), rows
-
-
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def _unit(network: nn.Module, image: Tensor, layer: Layer, wanted: Any) -> Start:
@@ -119,9 +115,10 @@ def _unit(network: nn.Module, image: Tensor, layer: Layer, wanted: Any) -> Start
     maps = layer.as_maps(tape.kept[layer.value])[0]
     if not torch.isfinite(maps).all():
         raise ModelError(f"the response of layer {layer.name!r} holds NaN or infinity. Look for an overflow.")
-    unit = int(maps.flatten(1).amax(1).argmax()) if wanted is None else _whole(wanted)
-    if unit is None or not 0 <= unit < layer.units:
+    wanted = maps.flatten(1).amax(1).argmax() if wanted is None else wanted
+    if not is_whole(wanted) or not 0 <= int(wanted) < layer.units:
         raise UnitError(f"unit {wanted!r} is out of range: layer {layer.name!r} has units 0 to {layer.units - 1}.")
+    unit = int(wanted)
     row, col = divmod(int(maps[unit].argmax()), layer.width)
     return Start(layer, unit, (row, col), module)
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError, UnsupportedOp
+from ..checks import at_once, numbers_of, whole
+from ..errors import ImageError, LayerError, ModelError, StoreError, UnitError, UnsupportedOp
 from ..guard import check_weights, hash_weights, placement, unwrapped
 from ..images import Images, ImageSet, open_images
 from ..model.survey import layers as list_layers
-from ..model.table import Layer, LayerTable
+from ..model.table import Layer, Layers, LayerTable, find_all
 from ..occlusion.occlude import occlude
 from ..projection.project import project
 from ..projection.result import Projections
@@ -34,7 +35,7 @@ def report(
     model: nn.Module,
     images: Images = None,
     *,
-    layers: Sequence[int | str] | int | str | None = None,
+    layers: Layers | None = None,
     units: Sequence[int] | str | None = None,
     most: int = 64,
     k: int = 9,
@@ -45,7 +46,7 @@ def report(
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
@@ -72,7 +73,7 @@ def report(
         images: Tensor (N, C, H, W) in the model's input space, a PIL image or a list, a folder, a `Dataset` or
             `DataLoader`, or None for the sample photos.
         layers: Numbers or module paths; None: those of the numbers 1 to 5 that the network has.
-        units: A list, "all", or None for each layer's `most` strongest.
+        units: A list, a mask of all units, "all", or None for each layer's `most` strongest.
         most: How many units of each layer, by their strongest activation, where `units` does not say.
         k: How many images per unit.
         top: A scan of the same images that was made before, in place of a new one; `layers` and `k` are then its own.
@@ -82,7 +83,7 @@ def report(
         lrn: "pass" or "gradient", see `project`.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: How a picture becomes the model's input, where the model does not say.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
         title: The page's heading; None: "What … sees".
         facts: Further lines for what the page says of the network, such as {"Weights": "best.pth"}.
@@ -99,15 +100,17 @@ def report(
     Source:
         Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, Figs. 2, 6 and 7.
     """
-    _check(model, most, k, out)
+    _check(model, out)
+    most, k = whole(most, "most", 1), whole(k, "k", 1)
     source = open_images(model, images, preprocess)
+    batch_size = at_once(batch_size, source.batch_size, usual=32)
     table = list_layers(model, tuple(source.take([0]).shape[1:]))
     how = _How(model, source, {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient}, batch_size, progress)
     scan = None if top is None else _scanned_layers(top, source, table, layers)
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
     key = how.key(rows, scan, units, most, k, occlusion, class_names)
-    with replacing(out) as whole, Unfinished(out, key) as unfinished:
+    with replacing(out) as finished, Unfinished(out, key) as unfinished:
         known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
         occlusions = _occlusions(model, source, occlusion, unfinished, **known)
         if scan is None:
@@ -130,15 +133,13 @@ def report(
             "table": parts.table(table),
             "images": unfinished.part("images", lambda: parts.images(source, shown, unfinished)),
         }
-        page.write(whole, title, data, unfinished)
+        page.write(finished, title, data, unfinished)
         unfinished.finish()
     return Path(out)
 
 
-def _check(model: nn.Module, most: int, k: int, out: str | os.PathLike[str]) -> None:
+def _check(model: nn.Module, out: str | os.PathLike[str]) -> None:
     check_weights(unwrapped(model))
-    if most < 1 or k < 1:
-        raise OptionError(f"most={most}, k={k}: expected at least 1 of each.")
     if os.path.isdir(out):
         raise StoreError(f"{out} is a folder; give the page's path, such as {Path(out) / 'report.html'}.")
 
@@ -179,13 +180,12 @@ def _name(model: nn.Module) -> str:
     return str(getattr(card, "name", None) or type(network).__name__)
 
 
-def _rows(table: LayerTable, layers: Sequence[int | str] | int | str | None) -> list[Layer]:
+def _rows(table: LayerTable, layers: Layers | None) -> list[Layer]:
     """Return the layers asked for, each once; None: those numbered 1 to 5."""
     if layers is None:
         found = [row for row in table.numbered if (row.number or 0) <= 5]
     else:
-        wanted = [layers] if isinstance(layers, (int, str)) else layers
-        found = list({row.name: row for row in (table[layer] for layer in wanted)}.values())
+        found = list({row.name: row for row in find_all(table.rows, layers)}.values())
     if not found:
         raise LayerError(
             "there is no layer to show. Give layers=[…]: module paths; deconvviz.layers(model) lists them."
@@ -193,9 +193,7 @@ def _rows(table: LayerTable, layers: Sequence[int | str] | int | str | None) -> 
     return found
 
 
-def _scanned_layers(
-    top: TopK, source: ImageSet, table: LayerTable, layers: Sequence[int | str] | int | str | None
-) -> tuple[LayerTop, ...]:
+def _scanned_layers(top: TopK, source: ImageSet, table: LayerTable, layers: Layers | None) -> tuple[LayerTop, ...]:
     """Return the layers of a scan that was made before."""
     if top.count != len(source):
         raise ImageError(f"the scan saw {top.count} images, these are {len(source)}. Give it the images of that scan.")
@@ -209,10 +207,14 @@ def _order(top: LayerTop) -> list[int]:
 
 
 def _choose(top: LayerTop, units: Sequence[int] | str | None, most: int) -> list[int]:
+    """Return the units to show, the strongest first."""
     order = _order(top)
     if units is None:
         return order[:most]
-    return order if isinstance(units, str) else [unit for unit in order if unit in set(units)]
+    if isinstance(units, str):
+        return order
+    wanted = set(numbers_of(units, len(order), "units", error=UnitError))
+    return [unit for unit in order if unit in wanted]
 
 
 class _How(NamedTuple):
@@ -229,7 +231,7 @@ class _How(NamedTuple):
         first, known = self.source.take([0]), self.source.preprocess
         wanted = [0] if units is None or units == "all" else units
         for row in rows:
-            one: dict[str, Any] = {"units": wanted, "top": 1, "preprocess": known, "progress": False, **self.rule}
+            one: dict[str, Any] = {"units": wanted, "k": 1, "preprocess": known, "progress": False, **self.rule}
             project(self.model, first, layer=row.name, **one)
 
     def key(self, rows: Sequence[Layer], scan: Sequence[LayerTop] | None, *what: object) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import at_once
 from ..errors import ImageError, LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import ImageSet
@@ -18,9 +19,7 @@ from ..rules.kinds import WEIGHTED
 from ..tape.operations import Tape
 from ..tape.record import record
 from .survey import survey
-from .table import Layer, find
-
-BATCH = 64
+from .table import Layer, Layers, find_all
 
 
 class Reader:
@@ -33,7 +32,7 @@ class Reader:
 
     def batches(self, batch_size: int | None, workers: int, progress: bool, name: str) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the first image, images (n, C, H, W)) over the whole set, with a bar."""
-        size = batch_size or self.images.batch_size or BATCH
+        size = at_once(batch_size, self.images.batch_size)
         with tqdm(total=len(self.images), unit=" images", disable=not progress, desc=name) as bar:
             for first, batch in self.images.batches(size, 0, workers, self.device, self.dtype):
                 yield first, batch
@@ -82,9 +81,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reading(
-    model: nn.Module, images: ImageSet, layers: Sequence[int | str] | int | str | None, *, usual: str = "all"
-) -> Iterator[Reader]:
+def reading(model: nn.Module, images: ImageSet, layers: Layers | None, *, usual: str = "all") -> Iterator[Reader]:
     """Open `layers` of `model`, which stays untouched meanwhile; for `usual` see `choose`."""
     with untouched(model) as network:
         check_weights(network)
@@ -93,7 +90,7 @@ def reading(
         yield Reader(network, images, choose(rows, layers, usual))
 
 
-def choose(rows: Sequence[Layer], layers: Sequence[int | str] | int | str | None, usual: str = "all") -> list[Layer]:
+def choose(rows: Sequence[Layer], layers: Layers | None, usual: str = "all") -> list[Layer]:
     """Pick layers by number or name.
 
     None gives the features before the last linear layer and, by `usual`, "all" the numbered layers before them, the
@@ -104,7 +101,7 @@ def choose(rows: Sequence[Layer], layers: Sequence[int | str] | int | str | None
         some = {"all": numbered, "first": numbered[:1], "top": numbered[-1:], "none": []}[usual]
         found = [*some, last_features(rows)]
     else:
-        found = [find(rows, x) for x in ([layers] if isinstance(layers, (int, str)) else layers)]
+        found = find_all(rows, layers)
     if not found:
         raise OptionError("layers is empty, expected numbers or module paths, or None for the usual ones.")
     return list({row.value: row for row in found}.values())

@@ -15,7 +15,7 @@ from ..rules.table import Saving, kind_of, reach_all
 from ..tape.operations import Op, Tape
 from ..tape.receptive_field import Reach
 from ..tape.record import record
-from .table import Layer, LayerTable, find, maker_of
+from .table import Layer, Layers, LayerTable, find_all, maker_of
 
 # Networks with at most this many convolutions are counted by convolution, deeper ones by stride (AlexNet has 5,
 # OverFeat 5 or 6, the smallest VGG 8).
@@ -57,13 +57,13 @@ def resolve(model: nn.Module, layer: int | str, images: Tensor) -> Layer:
     return resolve_all(model, [layer], images)[0]
 
 
-def resolve_all(model: nn.Module, wanted: Sequence[int | str] | None, images: Tensor) -> list[Layer]:
+def resolve_all(model: nn.Module, wanted: Layers | None, images: Tensor) -> list[Layer]:
     """Find several layers in one pass over the first image; None gives those that have a number."""
     with untouched(model) as network:
         rows = survey(network, images[:1])
     if wanted is None:
         return list(LayerTable(rows, (0, 0, 0)).numbered)
-    return [find(rows, layer) for layer in wanted]
+    return find_all(rows, wanted)
 
 
 def observe(network: nn.Module, batch: Tensor, wanted: Sequence[Layer]) -> list[Tensor]:

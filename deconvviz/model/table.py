@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import is_whole
 from ..devices import sent
 from ..errors import LayerError
 from ..results.text import as_html, as_text
@@ -127,11 +128,22 @@ class LayerTable:
 HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride")
 
 
+Layers = int | str | Sequence[int | str]  # what `layers=` takes: one, or several, each by number or name
+
+
+def find_all(rows: Sequence[Layer], wanted: Layers) -> list[Layer]:
+    """Pick one layer or several, each by number or name."""
+    one: Any = wanted  # a tensor with one number is iterable, too
+    several = isinstance(one, Iterable) and not isinstance(one, str) and not is_whole(one)
+    return [find(rows, layer) for layer in (one if several else [one])]
+
+
 def find(rows: Sequence[Layer], wanted: int | str) -> Layer:
     """Pick a layer by number or name, or raise a LayerError that lists the right ones."""
     if isinstance(wanted, Layer):
         return wanted
-    if isinstance(wanted, Integral) and not isinstance(wanted, bool):
+    if is_whole(wanted):
+        wanted = int(wanted)
         match = [r for r in rows if r.number == wanted]
         if match:
             return match[0]

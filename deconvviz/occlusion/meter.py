@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import is_whole
 from ..errors import ModelError, OptionError, UnitError
 from ..model.table import Layer
 
@@ -67,12 +68,13 @@ class Targets:
 
 
 def _one(target: Any) -> Target:
-    if isinstance(target, int) and not isinstance(target, bool):
-        return Target(target)
+    if is_whole(target):
+        return Target(int(target))
     if callable(target):
         return Target(getattr(target, "__name__", type(target).__name__), lambda output, _: target(output))
-    if isinstance(target, tuple) and len(target) == 2 and isinstance(target[1], int):
-        return Target(f"unit {target[1]} of layer {target[0]}", _Unit(target[1]))
+    if isinstance(target, tuple) and len(target) == 2 and is_whole(target[1]):
+        layer, unit = target[0], int(target[1])
+        return Target(f"unit {unit} of layer {layer}", _Unit(unit))
     if isinstance(target, tuple) and len(target) == 2 and callable(target[1]):
         name = getattr(target[1], "__name__", type(target[1]).__name__)
         return Target(f"{name} of layer {target[0]}", lambda _, response: target[1](response))

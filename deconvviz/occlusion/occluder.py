@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import is_whole
 from ..errors import OptionError
 
 # A seventh of the short side is 32 px of 224: about as large as an object's part. At half its size apart every pixel
@@ -70,10 +71,10 @@ def starts(length: int, window: int, stride: int, edge: str) -> Tensor:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in pair):
+    pair = (value, value) if is_whole(value) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(pair) != 2 or not all(is_whole(x) and x >= 1 for x in pair):
         raise OptionError(f"{name}={value!r}: give a number of pixels or (height, width), each at least 1.")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def of_masks(masks: Any, image_size: tuple[int, int]) -> Occluder:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from ..checks import at_once, is_whole
 from ..errors import UnitError
 from ..guard import check_weights, placement, untouched
 from ..images import open_images
@@ -22,7 +24,7 @@ from .deconvnet import begin, carry
 
 def deconv(
     model: nn.Module,
-    images: Tensor,
+    images: Any,
     *,
     layer: int | str,
     unit: int,
@@ -31,6 +33,9 @@ def deconv(
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    progress: bool = True,
 ) -> Tensor:
     """Carry one unit's activation back to pixels, for each image.
 
@@ -53,6 +58,9 @@ def deconv(
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: For images that are not a tensor, see `project`.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
+        workers: Processes that read images.
+        progress: Whether to show a bar where there are several batches.
 
     Returns:
         Tensor (N, C, H, W) on the model's device, seeded with the activation itself.
@@ -67,13 +75,18 @@ def deconv(
     saving = rules.Saving(rule, lrn, allow_gradient)
     device, dtype = placement(model)
     source = open_images(model, images, preprocess)
-    batch = source.take(list(range(len(source)))).to(device, dtype)
+    size = at_once(batch_size, source.batch_size, usual=32)
     with untouched(model) as network:
         check_weights(network)
-        found = resolve(network, layer, batch)
-        check_unit(found, unit)
-        tape = record(network, batch, until=found.value, keep=[found.value], saver=saving)
-        return carry_back(tape, found, unit, position, rule)
+        found = resolve(network, layer, source.take([0]).to(device, dtype))
+        unit = check_unit(found, unit)
+        parts = []
+        with tqdm(total=len(source), desc="deconv", unit=" images", disable=not progress or len(source) <= size) as bar:
+            for _, batch in source.batches(size, workers=workers, device=device, dtype=dtype):
+                tape = record(network, batch, until=found.value, keep=[found.value], saver=saving)
+                parts.append(carry_back(tape, found, unit, position, rule))
+                bar.update(len(batch))
+    return torch.cat(parts)
 
 
 def carry_back(
@@ -92,10 +105,13 @@ def carry_back(
 def choose_positions(layer: Layer, maps: Tensor, position: tuple[int, int] | None) -> Tensor:
     """Return the place (N, 2) in each map (N, height, width): the one given, or each map's largest value."""
     if position is not None:
-        row, col = position
+        pair = list(position) if isinstance(position, Iterable) and not isinstance(position, str) else []
+        if len(pair) != 2 or not all(map(is_whole, pair)):
+            raise UnitError(f"position={position!r}: expected (row, column), two whole numbers.")
+        row, col = map(int, pair)
         if not (0 <= row < layer.height and 0 <= col < layer.width):
             raise UnitError(
-                f"position {position} is outside the map of layer {layer.name!r}, {layer.height}×{layer.width}."
+                f"position {(row, col)} is outside the map of layer {layer.name!r}, {layer.height}×{layer.width}."
             )
         return torch.tensor([[row, col]]).expand(len(maps), 2)
     flat = maps.flatten(1)
@@ -103,7 +119,9 @@ def choose_positions(layer: Layer, maps: Tensor, position: tuple[int, int] | Non
     return torch.stack([first // layer.width, first % layer.width], 1)
 
 
-def check_unit(layer: Layer, unit: int) -> None:
-    """Refuse a number that is no unit of the layer."""
-    if not isinstance(unit, Integral) or isinstance(unit, bool) or not 0 <= unit < layer.units:
-        raise UnitError(f"unit {unit!r} is out of range: layer {layer.name!r} has units 0 to {layer.units - 1}.")
+def check_unit(layer: Layer, unit: Any) -> int:
+    """Return a unit's number as an int, or refuse what is no unit of the layer."""
+    if not is_whole(unit) or not 0 <= int(unit) < layer.units:
+        what = f"unit {unit!r} is out of range" if is_whole(unit) else f"unit={unit!r} is no whole number"
+        raise UnitError(f"{what}: layer {layer.name!r} has units 0 to {layer.units - 1}.")
+    return int(unit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import at_once, is_whole, numbers_of, whole
 from ..errors import ImageError, OptionError, StoreError, UnitError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import Images, ImageSet, open_images
@@ -36,12 +36,13 @@ def project(
     *,
     layer: int | str,
     units: Sequence[int] | str | None = None,
-    top: int | TopK = 9,
+    k: int = 9,
+    top: TopK | int | None = None,
     rule: str = "deconvnet",
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -52,7 +53,7 @@ def project(
         >>> import deconvviz, torch, torchvision
         >>> model = torchvision.models.alexnet(weights=None)
         >>> images = torch.randn(20, 3, 224, 224)
-        >>> result = deconvviz.project(model, images, layer=5, units=[0, 1], top=3, progress=False)
+        >>> result = deconvviz.project(model, images, layer=5, units=[0, 1], k=3, progress=False)
         >>> result.projections.shape
         torch.Size([2, 3, 3, 163, 163])
 
@@ -64,13 +65,15 @@ def project(
         images: Tensor (N, C, H, W) in the model's input space, a PIL image or a list, a folder, a `Dataset` or
             `DataLoader`, or None for the sample photos.
         layer: Number or module path, see `deconvviz.layers`.
-        units: A list, "all", or None for 16 spread evenly over the layer.
-        top: How many images per unit, or a `TopK` that holds this layer, from a scan of the same images.
+        units: A list, a mask of all units, "all", or None for 16 spread evenly over the layer.
+        k: How many images per unit.
+        top: A `TopK` that holds this layer, from a scan of the same images, in place of a new scan; `k` is then its
+            own. A number here is taken as `k`.
         rule: "deconvnet", "guided" or "backprop"; they differ at the rectifiers alone.
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: How a picture becomes the model's input, where the model does not say.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
         out: File to stream the result to; a result over 1.5 GiB goes to a temporary file without it. A job that was
             killed goes on from the files `.name.draft…` beside it when the same call is made again.
@@ -87,9 +90,9 @@ def project(
         Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1, Fig. 2.
     """
     saving = rules.Saving(rule, lrn, allow_gradient)
-    if not isinstance(top, TopK) and top < 1:
-        raise OptionError(f"top={top}: give the number of images per unit, 1 or more.")
+    k, scan = _images_per_unit(k, top)
     source = open_images(model, images, preprocess)
+    batch_size = at_once(batch_size, source.batch_size, usual=32)
     device, dtype = placement(model)
     with contextlib.nullcontext() if out is None else Draft(out) as draft:
         example = source.take([0]).to(device, dtype)
@@ -99,10 +102,10 @@ def project(
             # Before the long scan: refuse an operation without a rule now.
             _rehearse(network, found, example, saving)
         chosen = _choose_units(found, units)
-        if not isinstance(top, TopK):
-            options = {"k": top, "batch_size": batch_size, "workers": workers, "progress": progress}
-            top = _scan(model, source, found, draft, options)
-        best = top[found.name]
+        if scan is None:
+            options = {"k": k, "batch_size": batch_size, "workers": workers, "progress": progress}
+            scan = _scan(model, source, found, draft, options)
+        best = scan[found.name]
         if (last := int(best.image_ids.max())) >= len(source):
             raise ImageError(f"the scan counted other images: it names image {last} of {len(source)}.")
         places = best.image_ids[chosen], best.positions[chosen]
@@ -122,6 +125,19 @@ def project(
         return Projections.load(out)
     fields: dict[str, Any] = {**arrays, **facts}
     return Projections(**fields)
+
+
+def _images_per_unit(k: Any, top: Any) -> tuple[int, TopK | None]:
+    """Return the number of images per unit, and the scan where one was given."""
+    if isinstance(top, TopK):
+        if k not in (9, top.k):
+            raise OptionError(f"k={k!r}, but the scan in top= holds {top.k} images per unit. Leave k out.")
+        return top.k, top
+    if top is None:
+        return whole(k, "k", 1), None
+    if not is_whole(top):
+        raise OptionError(f"top={top!r}: expected a TopK, from deconvviz.top. The number of images per unit is k=.")
+    return whole(top, "top", 1), None
 
 
 def _scan(model: nn.Module, source: ImageSet, layer: Layer, draft: Draft | None, options: dict[str, Any]) -> TopK:
@@ -171,11 +187,7 @@ def _choose_units(layer: Layer, units: Sequence[int] | str | None) -> Tensor:
             raise UnitError(f"units={units!r} is not known; give a list of numbers, 'all' or None.")
         return torch.arange(layer.units)
     try:
-        numbers = [operator.index(u) for u in units]
-    except TypeError as error:
-        raise UnitError(f"units={units!r} is not known; give a list of numbers, 'all' or None.") from error
-    if not numbers:
-        raise UnitError("units is an empty list; give some numbers, 'all' or None.")
-    for unit in numbers:
-        check_unit(layer, unit)
-    return torch.tensor(numbers)
+        numbers = numbers_of(units, layer.units, "units", error=UnitError)
+    except UnitError as error:
+        raise UnitError(f"{error} Or give a mask of all units, 'all' or None.") from error
+    return torch.tensor([check_unit(layer, unit) for unit in numbers])

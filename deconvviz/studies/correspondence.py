@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import at_once, whole
 from ..errors import ImageError, OptionError
 from ..images import Images, open_images
 from ..model.features import Reader, fill_of, reading, title
+from ..model.table import Layers
 from ..results.base import Result
 from ..results.text import amount, as_text
 
@@ -90,11 +92,11 @@ def correspondence(
     images: Images,
     *,
     parts: Mapping[str, Sequence[Sequence[int]] | Tensor],
-    layers: Sequence[int | str] | None = None,
+    layers: Layers | None = None,
     draws: int = 20,
     fill: float | None = None,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     preprocess: object = None,
     progress: bool = True,
 ) -> Correspondence:
@@ -128,7 +130,7 @@ def correspondence(
         fill: The mask's colour; None: 0 in the model's input space, the mean colour where the mean is subtracted; a
             number is in the model's space for a tensor, 0–1 pixels for pictures.
         seed: Of the random boxes.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         preprocess: See `project`.
         progress: Show a bar.
 
@@ -144,8 +146,7 @@ def correspondence(
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 4.3 and Table 1.
     """
-    if draws < 1 or batch_size < 1:
-        raise OptionError(f"draws {draws} and batch_size {batch_size} must be at least 1.")
+    draws = whole(draws, "draws", 1)
     opened = open_images(model, images, preprocess)
     if len(opened) < 2:
         raise ImageError(f"there is {len(opened)} image, expected at least 2: the measure compares pairs.")
@@ -155,7 +156,7 @@ def correspondence(
     generator = torch.Generator().manual_seed(seed)
     sets = [torch.cat([b[None], _anywhere(b, draws, pixels.shape[2:], generator)]) for b in boxes]  # (1 + draws, N, 4)
     with reading(model, opened, layers, usual="top") as reader:
-        signs = _Signs(reader, pixels, ground, batch_size)
+        signs = _Signs(reader, pixels, ground, at_once(batch_size, opened.batch_size, usual=32))
         with tqdm(total=sum(map(len, sets)), unit=" masks", disable=not progress, desc="correspondence") as bar:
             found = [torch.stack([_counted(signs, b, bar) for b in part], 1) for part in sets]
         names = tuple(title(layer) for layer in reader.layers)

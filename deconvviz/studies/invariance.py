@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import at_once, whole
 from ..errors import OptionError
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, flat, labels_of, reading, title
+from ..model.table import Layers
 from ..results.base import Result, Stored
 from ..results.text import amount
 from .transforms import IDENTITY, amounts_of, mover
@@ -113,11 +115,11 @@ def invariance(
     model: nn.Module,
     images: Images = None,
     *,
-    layers: Sequence[int | str] | None = None,
+    layers: Layers | None = None,
     transforms: Sequence[str] | Mapping[str, Sequence[float]] = ("vertical", "scale", "rotation"),
     targets: object = None,
     fill: float | str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     preprocess: object = None,
     progress: bool = True,
 ) -> Invariance:
@@ -147,7 +149,7 @@ def invariance(
             indices or names on the model's card; None: the class that the model finds most probable in the original.
         fill: What comes in from outside: None: 0 in the model's input space, the mean colour where the mean is
             subtracted; a number (in the model's space for a tensor, 0–1 pixels for pictures); "edge" or "reflect".
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
         preprocess: See `project`.
         progress: Show a bar.
 
@@ -169,7 +171,7 @@ def invariance(
     move = mover(fill, images, opened)
     with reading(model, opened, layers, usual="first") as reader:
         known = _known_targets(model, opened, targets, ids)
-        state = _Study(reader, wanted, move, batch_size)
+        state = _Study(reader, wanted, move, at_once(batch_size, opened.batch_size))
         for place, number in enumerate(tqdm(ids, unit=" images", disable=not progress, desc="invariance")):
             state.add(number, None if known is None else known[place])
         return state.result(opened.invert)
@@ -181,8 +183,6 @@ class _Study:
     def __init__(
         self, reader: Reader, wanted: Mapping[str, Tensor], move: Callable[..., Tensor], batch_size: int
     ) -> None:
-        if batch_size < 1:
-            raise OptionError(f"batch_size {batch_size} must be at least 1.")
         self.reader, self.wanted, self.move, self.batch_size = reader, wanted, move, batch_size
         self.norms: list[Tensor] = []
         self.targets: list[int] = []
@@ -246,7 +246,7 @@ def _known_targets(model: nn.Module, images: ImageSet, targets: object, ids: Seq
         every = labels_of(model, images, None)
         labels = [every[i] for i in ids]
     else:
-        labels = targets.tolist() if isinstance(targets, Tensor) else list(targets)  # type: ignore[call-overload]
+        labels = list(targets) if isinstance(targets, Iterable) else [targets]
         if len(labels) != len(ids):
             raise OptionError(f"there are {len(labels)} targets for {len(ids)} images, expected one per image.")
     card = getattr(model, "card", None)
@@ -259,7 +259,7 @@ def _known_targets(model: nn.Module, images: ImageSet, targets: object, ids: Seq
             if named is None:
                 raise OptionError(f"label {label!r} is no class on the model's card. Give targets= as class indices.")
             label = named
-        indices.append(int(label))
+        indices.append(whole(label, "targets", 0))
     return indices
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_whole, whole
 from ..errors import ImageError, OptionError
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, reading, title
@@ -108,8 +109,9 @@ def nearest(
     Source: Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional Neural Networks",
         section 6.1 and Fig. 4 (right).
     """
-    if k < 1 or metric not in METRICS:
-        raise OptionError(f"k={k}, metric={metric!r}: expected at least 1, and one of {', '.join(map(repr, METRICS))}.")
+    k = whole(k, "k", 1)
+    if metric not in METRICS:
+        raise OptionError(f"metric={metric!r}: expected one of {', '.join(map(repr, METRICS))}.")
     opened = open_images(model, images, preprocess)
     asked, ids = _queries(model, opened, query, preprocess)
     with reading(model, opened, None if layer is None else [layer], usual="none") as reader:
@@ -130,14 +132,14 @@ def nearest(
 
 def _queries(model: nn.Module, images: ImageSet, query: Any, preprocess: object) -> tuple[ImageSet, list[int] | None]:
     """Return the set that the queries are in, and which of it they are: None for all."""
-    if isinstance(query, int):
+    if is_whole(query):
         query = [query]
-    if isinstance(query, Sequence) and not isinstance(query, str) and all(isinstance(i, int) for i in query):
+    if isinstance(query, Sequence) and not isinstance(query, str) and all(map(is_whole, query)):
         if not query or any(not 0 <= i < len(images) for i in query):
             raise ImageError(f"query={query!r:.60}: expected indices of images, 0 to {len(images) - 1}, or images.")
         if len(images) < 2:
             raise ImageError("there is 1 image and it is the query, expected at least 2.")
-        return images, list(query)
+        return images, [int(i) for i in query]
     return open_images(model, query, preprocess), None
 
 

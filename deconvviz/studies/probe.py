@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import whole
 from ..errors import ModelError, OptionError
 from ..images import Images, open_images
 from ..model.features import Reader, labels_of, reading, title
-from ..model.table import Layer
+from ..model.table import Layer, Layers
 from ..results.base import Result
 from ..results.text import amount
 
@@ -70,7 +70,7 @@ def probe(
     images: Images,
     *,
     labels: object = None,
-    layers: Sequence[int | str] | None = None,
+    layers: Layers | None = None,
     folds: int = 5,
     most: int = 1024,
     strength: float = 1.0,
@@ -119,8 +119,9 @@ def probe(
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 5.2 and Table 7.
     """
     _need_sklearn()
-    if folds < 2 or most < 1 or not strength > 0:
-        raise OptionError(f"folds={folds}, most={most}, strength={strength}: expected at least 2, at least 1, above 0.")
+    folds, most = whole(folds, "folds", 2), whole(most, "most", 1)
+    if not strength > 0:
+        raise OptionError(f"strength={strength!r}: expected a number above 0.")
     opened = open_images(model, images, preprocess)
     texts = [str(label) for label in labels_of(model, opened, labels)]
     counts = _counted(texts, folds)

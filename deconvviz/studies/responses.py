@@ -15,7 +15,7 @@ from ..guard import placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..model.features import reading
 from ..model.survey import survey
-from ..model.table import Layer, find
+from ..model.table import Layer, Layers, find_all
 from ..results.base import Result
 from ..results.text import amount
 from ..rules.kinds import Kind
@@ -131,7 +131,7 @@ def response_std(
     model: nn.Module,
     images: Images = None,
     *,
-    layers: Sequence[int | str] | int | str | None = None,
+    layers: Layers | None = None,
     kind: str | None = None,
     batch_size: int | None = None,
     preprocess: object = None,
@@ -228,7 +228,7 @@ def _targets(model: nn.Module, images: ImageSet, layers: Any, kind: str | None) 
     if layers is None:
         chosen = [row for row in rows if row.value in _of_kind(convolutions, kind)]
     else:
-        chosen = [find(rows, x) for x in ([layers] if isinstance(layers, (int, str)) else layers)]
+        chosen = find_all(rows, layers)
         chosen = sorted({row.value: row for row in chosen}.values(), key=lambda row: row.value)
     if not chosen:
         raise LayerError(

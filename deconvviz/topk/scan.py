@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import at_once, whole
 from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import Images, ImageSet, open_images
 from ..model.survey import observe, resolve_all
-from ..model.table import Layer
+from ..model.table import Layer, Layers
 from ..tape.record import dislikes_order
 from .result import LayerTop, TopK, absorb, arrays, empty, read, write
 
 _SAVE_EVERY = 30.0  # seconds
-_BATCH = 64
 
 
 def top(
     model: nn.Module,
     images: Images = None,
     *,
-    layers: Sequence[int | str] | int | str | None = None,
+    layers: Layers | None = None,
     k: int = 9,
     batch_size: int | None = None,
     preprocess: object = None,
@@ -73,11 +73,10 @@ def top(
 
     Source: Zeiler & Fergus 2014, section 4: "for a given feature map, we show the top 9 activations".
     """
-    if k < 1:
-        raise OptionError(f"k is {k}, expected at least 1.")
+    k = whole(k, "k", 1)
     check_weights(unwrapped(model))
     opened = open_images(model, images, preprocess)
-    batch_size = batch_size or opened.batch_size or _BATCH
+    batch_size = at_once(batch_size, opened.batch_size)
     scan = _Scan(model, opened, _resolved(model, opened, layers), k, batch_size)
     if out is not None:
         scan.open(out)
@@ -85,12 +84,11 @@ def top(
     return scan.result()
 
 
-def _resolved(model: nn.Module, images: ImageSet, layers: Sequence[int | str] | int | str | None) -> list[Layer]:
-    wanted = [layers] if isinstance(layers, (int, str)) else layers
-    if wanted is not None and len(wanted) == 0:
+def _resolved(model: nn.Module, images: ImageSet, layers: Layers | None) -> list[Layer]:
+    found = resolve_all(model, layers, images.take([0]).to(*placement(model)))
+    if layers is not None and not found:
         raise OptionError("layers is empty, expected numbers or module paths, or None for layers 1 to 5.")
-    found = resolve_all(model, wanted, images.take([0]).to(*placement(model)))
-    if wanted is None:
+    if layers is None:
         found = [layer for layer in found if (layer.number or 0) <= 5]
         if not found:
             raise LayerError(

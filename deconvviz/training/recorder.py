@@ -14,6 +14,7 @@ from ..guard import placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..images.preprocess import Preprocess, of_card
 from ..images.sources import Tensors
+from ..model.table import Layers
 from ..projection.project import project
 from ..rules.table import Saving
 from ..tape.arguments import bound
@@ -75,7 +76,7 @@ class Recorder:
         path: str | os.PathLike[str],
         images: Images = None,
         *,
-        layers: Sequence[int | str] | None = None,
+        layers: Layers | None = None,
         units: Units | Mapping[int | str, Units] = None,
         epochs: Collection[int] | None = EPOCHS,
         rule: str = "deconvnet",

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..checks import whole
 from ..errors import ModelError, OptionError, StoreError
 from . import networks
 from .card import Card
@@ -93,7 +94,10 @@ def create(
         StoreError: the weights' file cannot be read, or holds another network's tensors.
     """
     entry = _entry(name)
-    _check(num_classes, init)
+    if num_classes is not None:
+        num_classes = whole(num_classes, "num_classes", 1)
+    if init not in ("kaiming", "paper"):
+        raise OptionError(f"init={init!r}: expected 'kaiming' or 'paper'.")
     if weights == "pretrained":
         return _pretrained(entry, num_classes)
     path = None if weights is None else _bundled_path(name) if weights == "bundled" else Path(weights)
@@ -140,13 +144,6 @@ def _entry(name: str) -> Entry:
     close = difflib.get_close_matches(str(name), names(), 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ModelError(f"no network named {name!r} in the zoo. There are: {', '.join(names())}.{hint}")
-
-
-def _check(num_classes: int | None, init: str) -> None:
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-        raise OptionError(f"num_classes={num_classes!r}: expected a whole number of at least 1, or None.")
-    if init not in ("kaiming", "paper"):
-        raise OptionError(f"init={init!r}: expected 'kaiming' or 'paper'.")
 
 
 def _pretrained(entry: Entry, num_classes: int | None) -> Network:

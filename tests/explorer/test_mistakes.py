@@ -26,7 +26,7 @@ from deconvviz.errors import ImageError, LayerError, OptionError, StoreError, Un
         (LayerError, {"layers": []}, "no layer to show"),
         (UnitError, {"units": [99]}, "unit 99 is out of range"),
         (UnitError, {"units": "some"}, "units='some' is not known"),
-        (UnitError, {"units": []}, "units is an empty list"),
+        (UnitError, {"units": []}, "units holds no number"),
     ],
 )
 def test_a_mistake_is_named_before_the_scan_and_leaves_nothing(error, options, message, tmp_path, monkeypatch):

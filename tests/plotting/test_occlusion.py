@@ -232,5 +232,6 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert cli.main(["occlude", "zfnet64", str(tmp_path / "none.png"), "--weights", "random"]) == 2
     assert "no such file" in capsys.readouterr().err
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert cli.main(["occlude", "zfnet64", str(tmp_path), "--weights", "random", "--size", "40", "--quiet"]) == 2
-    assert "is a folder; give one image" in capsys.readouterr().err
+    asked = ["--size", "400", "--quiet", "--out", str(tmp_path / "out.png")]
+    assert cli.main(["occlude", "zfnet64", str(tmp_path), "--weights", "random", *asked]) == 2
+    assert "400" in capsys.readouterr().err and not (tmp_path / "out.png").exists()

@@ -310,11 +310,13 @@ def bad(change) -> nn.Module:
 ERRORS = {
     "unit too large": ({"units": [5]}, UnitError, "unit 5 is out of range: layer '4' has units 0 to 4"),
     "unit negative": ({"units": [-1]}, UnitError, "unit -1 is out of range"),
-    "unit a fraction": ({"units": [1.5]}, UnitError, "give a list of numbers, 'all' or None"),
-    "one unit": ({"units": 3}, UnitError, "units=3 is not known; give a list"),
-    "no units": ({"units": []}, UnitError, "units is an empty list"),
+    "unit a fraction": ({"units": [1.5]}, UnitError, "units=1.5: expected a whole number. Or give a mask"),
+    "one unit": ({"units": 3}, UnitError, "units=3: expected whole numbers in a list. Or give .* 'all' or None"),
+    "no units": ({"units": []}, UnitError, "units holds no number; give some"),
     "units by a word": ({"units": "some"}, UnitError, "units='some' is not known"),
-    "top 0": ({"top": 0}, OptionError, "top=0: give the number of images per unit"),
+    "top 0": ({"top": 0}, OptionError, "top=0: expected a whole number of at least 1"),
+    "k 0": ({"k": 0}, OptionError, "k=0: expected a whole number of at least 1"),
+    "top a word": ({"top": "9"}, OptionError, "top='9': expected a TopK.* images per unit is k="),
     "rule": ({"rule": "lrp"}, OptionError, "rule='lrp' is not known"),
     "layer number": (
         {"layer": 3},
@@ -346,8 +348,9 @@ def test_errors_say_what_was_given_and_expected(case: str):
 DECONV_ERRORS = {
     "unit too large": ({"unit": 5}, UnitError, "unit 5 is out of range: layer '4' has units 0 to 4"),
     "unit negative": ({"unit": -1}, UnitError, "unit -1 is out of range"),
-    "unit a fraction": ({"unit": 0.5}, UnitError, "unit 0.5 is out of range"),
+    "unit a fraction": ({"unit": 0.5}, UnitError, "unit=0.5 is no whole number: layer .* has units 0 to"),
     "position": ({"position": (3, 0)}, UnitError, r"position \(3, 0\) is outside the map of layer '4', 3×3"),
+    "position a number": ({"position": 3}, UnitError, r"position=3: expected \(row, column\)"),
     "position negative": ({"position": (0, -1)}, UnitError, "outside the map"),
 }
 

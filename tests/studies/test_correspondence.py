@@ -138,7 +138,7 @@ def test_boxes_that_do_not_fit_are_refused(parts, message):
 def test_other_mistakes_are_told():
     with pytest.raises(ImageError, match="there is 1 image, expected at least 2"):
         run(x=images(1))
-    with pytest.raises(OptionError, match="draws 0 and batch_size 32 must be at least 1"):
+    with pytest.raises(OptionError, match="draws=0: expected a whole number of at least 1"):
         run(draws=0)
     with pytest.raises(LayerError, match="there is no layer 9"):
         run(layers=[9])

@@ -200,7 +200,7 @@ def test_labels_by_name_are_looked_up_on_the_card(tmp_path):
         ({"targets": [0, 5]}, "target 5 of image 1: the model has classes 0 to 4"),
         ({"targets": "names"}, "the images come without labels|expected class indices"),
         ({"targets": "labels"}, "the images come without labels"),
-        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_told(options, message):

@@ -100,7 +100,7 @@ def test_captions_are_labels_and_pictures_are_the_first_sixteen(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"k": 0}, OptionError, "k=0, metric='l2': expected at least 1"),
+        ({"k": 0}, OptionError, "k=0: expected a whole number of at least 1"),
         ({"metric": "l1"}, OptionError, "one of 'l2', 'cosine'"),
         ({"query": [11]}, ImageError, r"query=\[11\]: expected indices of images, 0 to 10"),
         ({"query": []}, ImageError, "expected indices of images"),

@@ -115,7 +115,7 @@ def test_a_fit_that_does_not_end_is_told(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "folds=1, most=1024, strength=1.0: expected at least 2"),
+        ({"folds": 1}, "folds=1: expected a whole number of at least 2"),
         ({"most": 0}, "most=0"),
         ({"strength": 0}, "strength=0"),
         ({"labels": [0] * 39}, "there are 39 labels for 40 images"),

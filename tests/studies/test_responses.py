@@ -165,7 +165,7 @@ def test_images_of_different_sizes_count_by_their_positions():
         ({"kind": "pool"}, OptionError, "kind='pool': expected \"conv\" or a size"),
         ({"kind": "conv", "layers": ["0"]}, OptionError, "no layers beside it"),
         ({"layers": []}, LayerError, "Give layers="),
-        ({"batch_size": -1}, OptionError, "batch_size -1"),
+        ({"batch_size": -1}, OptionError, "batch_size=-1"),
     ],
 )
 def test_mistakes_are_told(options, error, message):

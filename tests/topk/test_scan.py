@@ -244,11 +244,11 @@ def test_negative_zero_is_zero():
 
 def test_errors_say_what_to_do(tmp_path):
     model, images = network(), torch.randn(5, 3, 8, 8)
-    with pytest.raises(OptionError, match=r"k is 0, expected at least 1"):
+    with pytest.raises(OptionError, match=r"k=0: expected a whole number of at least 1"):
         top(model, images, k=0)
     with pytest.raises(OptionError, match=r"layers is empty"):
         top(model, images, layers=[])
-    with pytest.raises(OptionError, match=r"batch_size -1 must be at least 1"):
+    with pytest.raises(OptionError, match=r"batch_size=-1: expected a whole number of at least 1"):
         top(model, images, batch_size=-1, progress=False)
     with pytest.raises(LayerError, match=r"there is no layer 7"):
         top(model, images, layers=7)
