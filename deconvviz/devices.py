@@ -93,6 +93,11 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def doubled(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: where it is, or on the CPU where its device has no such numbers."""
+    return (tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()).double()
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Return how much of the device's memory can be had, what torch holds unused included; None: not known."""
     if device.type != "cuda":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once
+from ..devices import doubled
 from ..errors import ImageError, LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import ImageSet
@@ -124,7 +125,7 @@ def title(layer: Layer) -> str:
 
 def flat(response: Tensor) -> Tensor:
     """Return one row of float64 numbers per image: (n, units · height · width)."""
-    return response.flatten(1).double()
+    return doubled(response.flatten(1))
 
 
 def fill_of(images: object, opened: ImageSet, fill: float | None) -> Tensor:

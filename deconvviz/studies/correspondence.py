@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, whole
+from ..devices import doubled
 from ..errors import ImageError, OptionError
 from ..images import Images, open_images
 from ..model.features import Reader, fill_of, reading, title
@@ -169,14 +170,14 @@ def correspondence(
 def _counted(signs: _Signs, boxes: Tensor, bar: Any) -> Tensor:
     """Return (L, pairs + 1) for one set of boxes (N, 4); the last is the share of elements that change."""
     bar.update(1)
-    return torch.stack([torch.cat([hamming(x), (x != 0).double().mean().cpu()[None]]) for x in signs.of(boxes)])
+    return torch.stack([torch.cat([hamming(x), doubled(x != 0).mean().cpu()[None]]) for x in signs.of(boxes)])
 
 
 def hamming(signs: Tensor) -> Tensor:
     """Return (N (N - 1) / 2,) float64: the share of differing elements of each two rows of int8 (N, D), i < j."""
     first, second = torch.triu_indices(len(signs), len(signs), 1)
     # Row by row: all pairs at once would be N times the features.
-    shares = [(signs[i] != signs[j]).double().mean() for i, j in zip(first.tolist(), second.tolist(), strict=True)]
+    shares = [doubled(signs[i] != signs[j]).mean() for i, j in zip(first.tolist(), second.tolist(), strict=True)]
     return torch.stack(shares).cpu()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, whole
+from ..devices import doubled
 from ..errors import OptionError
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, flat, labels_of, reading, title
@@ -197,7 +198,7 @@ class _Study:
         self.first = image if self.first is None else self.first
         features, output = self.reader.read_with_output(image)
         before = [flat(x) for x in features]
-        chance = output.double().softmax(1)[0]
+        chance = doubled(output).softmax(1)[0]
         chosen = int(chance.argmax()) if target is None else target
         if not 0 <= chosen < len(chance):
             raise OptionError(f"target {chosen} of image {number}: the model has classes 0 to {len(chance) - 1}.")
@@ -215,7 +216,7 @@ class _Study:
         """Return distances (L, a) and probabilities (a,) for some amounts."""
         features, output = self.reader.read_with_output(self.move(image, kind, amounts))
         distance = torch.stack([(flat(x) - y).norm(dim=1) for x, y in zip(features, before, strict=True)])
-        return distance.cpu(), output.double().softmax(1)[:, target].cpu()
+        return distance.cpu(), doubled(output).softmax(1)[:, target].cpu()
 
     def result(self, invert: Callable[[Tensor], Tensor]) -> Invariance:
         """Return what was collected."""

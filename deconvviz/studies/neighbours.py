@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import is_whole, whole
+from ..devices import doubled
 from ..errors import ImageError, OptionError
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, reading, title
@@ -119,8 +120,9 @@ def nearest(
         targets = torch.cat(
             [_features(reader, asked.take([i]).to(reader.device, reader.dtype), metric) for i in places]
         )
-        own = torch.tensor([-1] * len(asked) if ids is None else ids, device=targets.device)
-        best = (targets.new_empty(len(targets), 0), own.new_empty(len(targets), 0))
+        none = doubled(targets.new_empty(len(targets), 0))
+        own = torch.tensor([-1] * len(asked) if ids is None else ids, device=none.device)
+        best = none, own.new_empty(len(targets), 0)
         for first, batch in reader.batches(batch_size, workers, progress, "nearest"):
             best = _closer(best, targets, _features(reader, batch, metric), own, first, k, metric)
     there = len(opened) - (ids is not None)  # the query itself, at an infinite distance, is the last
@@ -156,9 +158,9 @@ def _closer(
     """Merge a batch of features `rows` (n, D), images `first`, …, into the nearest so far (Q, ≤ k)."""
     step = max(1, _CHUNK // rows.numel())
     distance = torch.cat([_distances(part, rows, metric) for part in targets.split(step)])
-    numbers = torch.arange(first, first + len(rows), device=rows.device)
+    numbers = torch.arange(first, first + len(rows), device=distance.device)
     distance = distance.masked_fill(numbers == own[:, None], torch.inf)
-    every = torch.cat([best[0].double(), distance], 1)
+    every = torch.cat([best[0], distance], 1)
     ids = torch.cat([best[1], numbers.expand(len(targets), -1)], 1)
     # A stable sort: later images, which lie behind, lose ties.
     every, order = every.sort(dim=1, stable=True)
@@ -167,10 +169,10 @@ def _closer(
 
 def _distances(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     """Return (q, n) float64. Differences, not |a|² + |b|² − 2ab: equal features have distance 0, not its rounding."""
-    difference = (queries[:, None] - rows).double().square().sum(-1)
+    difference = doubled(queries[:, None] - rows).square().sum(-1)
     if metric == "l2":
         return difference.sqrt()
-    some = (queries != 0).any(1)[:, None] & (rows != 0).any(1)
+    some = ((queries != 0).any(1)[:, None] & (rows != 0).any(1)).to(difference.device)
     return torch.where(some, difference / 2, 1.0)  # |a − b|² = 2 − 2 cos for unit vectors
 
 

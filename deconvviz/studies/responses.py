@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import doubled
 from ..errors import LayerError, OptionError
 from ..guard import placement, untouched
 from ..images import Images, ImageSet, open_images
@@ -204,7 +205,7 @@ def _moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
     """Return how many numbers each unit has, their mean (units,) and sum of squared deviations (units,)."""
     total: tuple[int, Tensor, Tensor] | None = None
     for part in response.split(max(1, _CHUNK // response[0].numel())):
-        values = part.flatten(2).double()
+        values = doubled(part.flatten(2))
         each = values.mean(2)  # (n, units): image by image, along the memory
         inner = torch.linalg.vector_norm(values - each[..., None], dim=2).square().sum(0)
         mean = each.mean(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import doubled
 from ..errors import OptionError
 from ..images import ImageSet
 from ..model.features import fill_of
@@ -52,8 +53,8 @@ def moved(image: Tensor, kind: str, amounts: Tensor, border: str) -> Tensor:
     shape = (len(amounts), height, width)
     grid = torch.stack([(x * 2 / width).expand(shape), (y * 2 / height).expand(shape)], -1)
     # In float64, so that a shift by whole pixels copies them.
-    many = image.double().expand(len(amounts), -1, -1, -1)
-    return F.grid_sample(many, grid.to(image.device), "bilinear", border, align_corners=False).to(image.dtype)
+    many = doubled(image).expand(len(amounts), -1, -1, -1)
+    return F.grid_sample(many, grid.to(many.device), "bilinear", border, align_corners=False).to(image)
 
 
 def amounts_of(
