@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ImageError
+from ..errors import ImageError, LayerError, ModelError
 from ..guard import check_weights, placement, untouched
 from ..images.preprocess import input_size as find_input_size
 from ..rules.kinds import BETWEEN_CONV_AND_RELU, LAYERS, NUMBERED, Kind
@@ -15,7 +15,7 @@ from ..rules.table import Saving, kind_of, reach_all
 from ..tape.operations import Op, Tape
 from ..tape.receptive_field import Reach
 from ..tape.record import record
-from .table import Layer, Layers, LayerTable, find_all, maker_of
+from .table import Layer, Layers, LayerTable, find_all, maker_of, one_by_one
 
 # Networks with at most this many convolutions are counted by convolution, deeper ones by stride (AlexNet has 5,
 # OverFeat 5 or 6, the smallest VGG 8).
@@ -52,17 +52,27 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
         return LayerTable(survey(network, torch.zeros(1, *size, device=device, dtype=dtype)), size)
 
 
-def resolve(model: nn.Module, layer: int | str, images: Tensor) -> Layer:
-    """Find one layer of `model` on images (N, C, H, W) by number or module path."""
-    return resolve_all(model, [layer], images)[0]
+def resolve(model: nn.Module, layer: int | str, images: Tensor, saving: Saving | None = None) -> Layer:
+    """Find one layer of `model` on images (N, C, H, W) by number or module path.
+
+    What it sees is what the rules of `saving` see: the gradient goes through gates and statistics, too.
+    """
+    return resolve_all(model, [layer], images, saving)[0]
 
 
-def resolve_all(model: nn.Module, wanted: Layers | None, images: Tensor) -> list[Layer]:
+def resolve_all(model: nn.Module, wanted: Layers | None, images: Tensor, saving: Saving | None = None) -> list[Layer]:
     """Find several layers in one pass over the first image; None gives those that have a number."""
     with untouched(model) as network:
-        rows = survey(network, images[:1])
+        tape = record(network, images[:1], saver=saving or Saving())
+        rows = describe(tape, network)
     if wanted is None:
         return list(LayerTable(rows, (0, 0, 0)).numbered)
+    for name in one_by_one(wanted):
+        if isinstance(name, str) and name.removeprefix("module.") in tape.silent:
+            raise LayerError(
+                f"module {name!r} did not run, or returned nothing that depends on the images as far as can be seen: "
+                "NumPy (.numpy()), .item() and other libraries cut the connection. Choose a layer before that."
+            )
     return find_all(rows, wanted)
 
 
@@ -82,6 +92,7 @@ def survey(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
 
 def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
     """Describe each layer of a tape of `network` that was recorded with `Saving`."""
+    _check_one_pass(tape, network)
     reaches = reach_all(tape)
     _check_order(tape, reaches)
     rows = []
@@ -120,6 +131,18 @@ def _form(shape: torch.Size, reach: Reach) -> tuple[int, int, int]:
         height, width = len(reach.rows.lo), len(reach.cols.lo)
         return shape[1:].numel() // max(1, height * width), height, width
     return (shape[1], 1, 1) if len(shape) == 2 else (0, 0, 0)
+
+
+def _check_one_pass(tape: Tape, network: nn.Module) -> None:
+    """Refuse a detector, which takes the images of its batch apart and makes a new batch of them."""
+    trunk = getattr(network, "backbone", None)
+    apart = (op for op in tape.ops if 0 in op.inputs and any(tape.shapes[v] == tape.shapes[0][1:] for v in op.outputs))
+    if isinstance(trunk, nn.Module) and any(apart):
+        name = "model.backbone.body" if isinstance(getattr(trunk, "body", None), nn.Module) else "model.backbone"
+        raise ModelError(
+            f"{type(network).__name__} takes the images of a batch one by one, as detectors do: its responses cannot be "
+            f"followed back to them. Give the network inside it, {name}, and images as it gets them."
+        )
 
 
 def _check_order(tape: Tape, reaches: Mapping[int, Reach]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,13 @@ class Layer:
             raise LayerError(
                 f"layer {self.name!r} did not run as on the first image: the model takes another path for these images."
             )
-        return tape.kept[self.value]
+        response = tape.kept[self.value]
+        if response.shape[:1] != tape.shapes[0][:1]:
+            raise LayerError(
+                f"layer {self.name!r} returns {len(response) if response.dim() else 1} responses for {tape.shapes[0][0]} "
+                "images: its first dimension is not the batch, so it can't be told which image a response is of."
+            )
+        return response
 
     def as_maps(self, response: Tensor) -> Tensor:
         """Give a recorded tensor the form (N, units, height, width)."""
@@ -131,11 +137,22 @@ HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride
 Layers = int | str | Sequence[int | str]  # what `layers=` takes: one, or several, each by number or name
 
 
-def find_all(rows: Sequence[Layer], wanted: Layers) -> list[Layer]:
-    """Pick one layer or several, each by number or name."""
+def one_by_one(wanted: Layers) -> list[int | str]:
+    """Return one layer or several as a list of numbers and names."""
     one: Any = wanted  # a tensor with one number is iterable, too
     several = isinstance(one, Iterable) and not isinstance(one, str) and not is_whole(one)
-    return [find(rows, layer) for layer in (one if several else [one])]
+    return list(one) if several else [one]
+
+
+def find_all(rows: Sequence[Layer], wanted: Layers) -> list[Layer]:
+    """Pick one layer or several, each by number or name; each has the name that it was asked for by."""
+    return [_as_called(find(rows, layer), layer) for layer in one_by_one(wanted)]
+
+
+def _as_called(layer: Layer, wanted: int | str) -> Layer:
+    # Results are looked through with the name that the user has in hand.
+    other = isinstance(wanted, str) and wanted != layer.name and wanted in layer.aliases
+    return replace(layer, name=str(wanted)) if other else layer
 
 
 def find(rows: Sequence[Layer], wanted: int | str) -> Layer:

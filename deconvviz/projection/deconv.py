@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, is_whole
-from ..errors import UnitError
+from ..errors import ModelError, UnitError
 from ..guard import check_weights, placement, untouched
 from ..images import open_images
 from ..model.survey import resolve
@@ -54,7 +54,9 @@ def deconv(
         layer: Number or module path, see `deconvviz.layers`.
         unit: Which channel of the layer.
         position: (row, column) in the layer's map; None takes each image's strongest.
-        rule: "deconvnet", "guided" or "backprop"; they differ at the rectifiers alone.
+        rule: "deconvnet"; "backprop", the plain gradient times the activation; or "guided", the gradient with its
+            negative parts cut off at each rectifier. The deconvnet keeps gates and statistics of normalizations
+            constant, the gradients go through them. They start before an activation that saturates (ReLU6, sigmoid …).
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: For images that are not a tensor, see `project`.
@@ -78,22 +80,39 @@ def deconv(
     size = at_once(batch_size, source.batch_size, usual=32)
     with untouched(model) as network:
         check_weights(network)
-        found = resolve(network, layer, source.take([0]).to(device, dtype))
+        found = resolve(network, layer, source.take([0]).to(device, dtype), saving)
         unit = check_unit(found, unit)
         parts = []
         with tqdm(total=len(source), desc="deconv", unit=" images", disable=not progress or len(source) <= size) as bar:
-            for _, batch in source.batches(size, workers=workers, device=device, dtype=dtype):
+            for first, batch in source.batches(size, workers=workers, device=device, dtype=dtype):
                 tape = record(network, batch, until=found.value, keep=[found.value], saver=saving)
-                parts.append(carry_back(tape, found, unit, position, rule))
+                parts.append(carry_back(tape, found, unit, position, rule, first))
                 bar.update(len(batch))
-    return torch.cat(parts)
+    carried = torch.cat(parts)
+    if not carried.isfinite().all():
+        raise ModelError(
+            f"layer {found.name!r}, unit {unit}: the projection is not finite. Look for an overflow in "
+            f"{str(dtype).removeprefix('torch.')}: very large weights or activations."
+        )
+    return carried.to(dtype)
 
 
 def carry_back(
-    tape: Tape, layer: Layer, unit: int, position: tuple[int, int] | None = None, rule: str = "deconvnet"
+    tape: Tape,
+    layer: Layer,
+    unit: int,
+    position: tuple[int, int] | None = None,
+    rule: str = "deconvnet",
+    first: int = 0,
 ) -> Tensor:
-    """Carry one unit's activation in each recorded image back to pixels (N, C, H, W)."""
+    """Carry one unit's activation in each recorded image, numbered from `first`, back to pixels (N, C, H, W)."""
     maps = layer.as_maps(layer.response_in(tape))[:, unit]
+    if not maps.isfinite().all():
+        image = first + int(maps.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
+        raise ModelError(
+            f"layer {layer.name!r}, unit {unit} is not finite for image {image}. Look for NaN in the image, a division by "
+            "zero, or an overflow in half precision."
+        )
     places = choose_positions(layer, maps, position)
     n = torch.arange(len(maps))
     amounts = maps[n, places[:, 0], places[:, 1]]

@@ -17,7 +17,7 @@ def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str 
     The signal stays on windows, one position's receptive field, as long as the rules can and it pays.
     """
     walk = Walk(tape, items, rectifier)
-    signals: dict[int, Signal] = {layer.value: start}
+    signals: dict[int, Signal] = {rules.entry(tape, layer.value, rectifier): start}
     for op in reversed(tape.ops):
         outs: Signals = [signals.pop(v, None) for v in op.outputs]
         if all(s is None for s in outs):

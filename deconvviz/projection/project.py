@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def project(
         k: How many images per unit.
         top: A `TopK` that holds this layer, from a scan of the same images, in place of a new scan; `k` is then its
             own. A number here is taken as `k`.
-        rule: "deconvnet", "guided" or "backprop"; they differ at the rectifiers alone.
+        rule: "deconvnet", "guided" or "backprop", see `deconv`.
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: How a picture becomes the model's input, where the model does not say.
@@ -98,14 +98,14 @@ def project(
         example = source.take([0]).to(device, dtype)
         with untouched(model) as network:
             check_weights(network)
-            found = resolve(network, layer, example)
+            found = resolve(network, layer, example, saving)
             # Before the long scan: refuse an operation without a rule now.
             _rehearse(network, found, example, saving)
         chosen = _choose_units(found, units)
         if scan is None:
             options = {"k": k, "batch_size": batch_size, "workers": workers, "progress": progress}
             scan = _scan(model, source, found, draft, options)
-        best = scan[found.name]
+        best = scan[next((name for name in _names(found) if name in scan), found.name)]
         if (last := int(best.image_ids.max())) >= len(source):
             raise ImageError(f"the scan counted other images: it names image {last} of {len(source)}.")
         places = best.image_ids[chosen], best.positions[chosen]
@@ -138,6 +138,13 @@ def _images_per_unit(k: Any, top: Any) -> tuple[int, TopK | None]:
     if not is_whole(top):
         raise OptionError(f"top={top!r}: expected a TopK, from deconvviz.top. The number of images per unit is k=.")
     return whole(top, "top", 1), None
+
+
+def _names(layer: Layer) -> Iterator[int | str]:
+    """Go through all that a layer may be called in a `TopK`."""
+    yield from (layer.name, *layer.aliases)
+    if layer.number is not None:
+        yield layer.number
 
 
 def _scan(model: nn.Module, source: ImageSet, layer: Layer, draft: Draft | None, options: dict[str, Any]) -> TopK:

@@ -34,6 +34,7 @@ def rectify(op: Op, signals: Signals, walk: Walk) -> Signals:
 def convolve(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Filter with the transposed filters, without the bias."""
     (signal,), p = present(signals), bound(op)
+    signal = replace(signal, data=signal.data.to(p["weight"].dtype))  # another one where the model casts or autocasts
     assert signal.grid is not None
     weight, stride, dilation, groups = p["weight"], p["stride"], p["dilation"], p["groups"]
     if signal.unit is not None:

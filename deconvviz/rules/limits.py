@@ -51,9 +51,18 @@ def refuse_product(op: Op) -> str | None:
     if len(op.inputs) == 1:
         divides = op.short == "div" and not isinstance(first_operand(op), Slot)
         return "it divides by the signal" if divides else None
-    if op.short == "mul" and op.saved.gate_slot is not None:
+    if op.saved.gate_slot is not None:
         return None
     return "both operands depend on the images and neither is a gate"
+
+
+def refuse_power(op: Op) -> str | None:
+    """A power of a rectifier's result, a squared ReLU, is a relative of the rectifier."""
+    if op.saved.rectified:
+        return None
+    return (
+        "what goes in is no rectifier's result, so it is no relative of one" if len(op.inputs) == 1 else one_input(op)
+    )
 
 
 def refuse_conv(op: Op) -> str | None:
@@ -108,6 +117,8 @@ def local_product(op: Op, tape: Tape) -> bool:
     """A gate of the same size, a number, or one number per channel."""
     if op.saved.gate_slot is not None:
         return is_nchw(op, tape) and tape.shapes[op.inputs[1 - op.saved.gate_slot]] == tape.shapes[op.outputs[0]]
+    if len(op.inputs) == 2:
+        return False
     factor = constant_factor(op)
     if not isinstance(factor, Tensor):
         return is_nchw(op, tape)

@@ -63,9 +63,20 @@ def _lengths_differ(a: Reach, b: Reach) -> bool:
 
 def normalize(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     """Element by element; these normalizations know dimension 1 as channels, and so the others as positions."""
-    if reaches[0].dims is None and len(tape.shapes[op.outputs[0]]) == 4 and op.short != "layer_norm":
+    if reaches[0].dims is None and len(tape.shapes[op.outputs[0]]) == 4 and op.short not in ("layer_norm", "rms_norm"):
         return _on_maps(op, reaches, tape)
     return same(op, reaches, tape)
+
+
+def statistics(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
+    """A normalization with its statistics: each position sees what they are taken over."""
+    dims, rank = reaches[0].dims, len(tape.shapes[op.inputs[0]])
+    if op.short in ("batch_norm", "local_response_norm"):
+        return normalize(op, reaches, tape)
+    if op.short in ("layer_norm", "rms_norm") and dims is not None:
+        over = range(rank - len(bound(op)["normalized_shape"]), rank)
+        return (mixed if set(over) & set(dims) else same)(op, reaches, tape)
+    return mixed(op, reaches, tape)
 
 
 def elementwise(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tape.arguments import IDENTITIES, VIEWS, bound, constant_factor
+from ..tape.arguments import IDENTITIES, VIEWS, bound, constant_factor, is_scaled
 from ..tape.operations import Op, Tape
+from .limits import refuse_dropout
 
 Save = Callable[[str, Tape, Op, list[Tensor], Callable[[], Any]], Any]
 
@@ -25,6 +26,16 @@ def slope(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callab
             x = tensors[0].detach().clone().requires_grad_()
             y = op.replay([x.clone()])  # a clone: the function may work in place
             op.saved.slope = torch.autograd.grad(y.sum(), x)[0]
+    return run()
+
+
+def after_rectifier(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+    """Note whether a power is one of a rectifier's result."""
+    makers = tape.producer()
+    maker = makers.get(op.inputs[0])
+    while maker is not None and len(maker.inputs) == 1 and _passive(maker) and not is_scaled(maker):
+        maker = makers.get(maker.inputs[0])
+    op.saved.rectified = maker is not None and len(op.inputs) == 1 and maker.short in ("relu", "relu6", "threshold")
     return run()
 
 
@@ -58,25 +69,31 @@ def scale(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callab
     """Save what a normalization with the image's own statistics multiplies with."""
     x, p = tensors[0], bound(op)
     weight = torch.ones((), dtype=x.dtype, device=x.device) if p["weight"] is None else p["weight"]
-    if op.short == "layer_norm":
+    eps = p["eps"]
+    if op.short in ("layer_norm", "rms_norm"):
         dims = list(range(-len(p["normalized_shape"]), 0))
-        spread = x.var(dims, unbiased=False, keepdim=True)
+        if op.short == "layer_norm":
+            spread = x.var(dims, unbiased=False, keepdim=True)
+        else:
+            spread = x.square().mean(dims, keepdim=True)
+            given = op.args[3] if len(op.args) > 3 else op.kwargs.get("eps")
+            eps = torch.finfo(x.dtype).eps if given is None else given
     else:
         groups = p["num_groups"] if op.short == "group_norm" else x.shape[1]
         grouped = x.reshape(x.shape[0], groups, -1)
         spread = grouped.var(-1, unbiased=False).repeat_interleave(x.shape[1] // groups, 1)
         spread, weight = (t.reshape(*t.shape, *[1] * (x.dim() - 2)) if t.dim() else t for t in (spread, weight))
-    op.saved.scale = (weight * (spread + p["eps"]).rsqrt()).expand(x.shape).clone()
+    op.saved.scale = (weight * (spread + eps).rsqrt()).expand(x.shape).clone()
     return run()
 
 
 def gate(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Save the operand of a product that is a gate, a constant on the way back."""
-    slot = _gate_slot(op, tape) if op.short == "mul" and len(tensors) == 2 else None
+    slot = _gate_slot(op, tape) if len(tensors) == 2 else None
     if slot is not None:
         op.saved.gate_slot = slot
         shape = torch.broadcast_shapes(*(x.shape for x in tensors))
-        values = tensors[slot].detach()
+        values = tensors[slot].detach() if op.short == "mul" else tensors[slot].detach().reciprocal()
         per_channel = values.dim() == len(shape) == 4 and values.shape[-2:] == (1, 1)
         if per_channel:  # small as it is; the rule broadcasts it over its windows
             shape = torch.Size((*shape[:2], 1, 1))
@@ -87,27 +104,45 @@ def gate(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callabl
 def _gate_slot(op: Op, tape: Tape) -> int | None:
     """Return which of a product's two tracked operands is the gate, None when neither or both could be.
 
-    A gate comes out of a sigmoid, or is one number per channel (squeeze and excite) beside a map.
+    A gate comes out of a sigmoid, or is one number per channel (squeeze and excite) beside a map. A divisor that is
+    smaller than what it divides is a statistic.
     """
     a, b = (tape.shapes[v] for v in op.inputs)
     full = torch.broadcast_shapes(a, b)
+    if op.short == "div":
+        return 1 if a == full and b.numel() < a.numel() and op.kwargs.get("rounding_mode") is None else None
     makers = tape.producer()
     candidates = [i for i, v in enumerate(op.inputs) if _squashed(v, makers) and tape.shapes[op.inputs[1 - i]] == full]
     if not candidates:
-        candidates = [i for i, s in enumerate((a, b)) if len(s) == 4 and s[-2:] == (1, 1) and full[-2:] != (1, 1)]
+        candidates = [i for i, s in enumerate((a, b)) if _per_channel(s, full)]
     return candidates[0] if len(candidates) == 1 else None
 
 
-_GATES = frozenset("sigmoid hardsigmoid softmax logsigmoid".split())
-_PASSIVE = frozenset((*VIEWS, *IDENTITIES))
+def _per_channel(shape: torch.Size, full: torch.Size) -> bool:
+    """Whether a tensor has one number per channel of maps (N, C, H, W), (N, H, W, C) or tokens (N, T, C)."""
+    if len(shape) != len(full) or len(full) not in (3, 4):
+        return False
+    places = ((2, 3), (1, 2)) if len(full) == 4 else ((1,),)
+    return any(all(shape[d] == 1 for d in p) and any(full[d] > 1 for d in p) for p in places)
+
+
+# What makes a gate, or a statistic to multiply with.
+_GATES = frozenset("sigmoid hardsigmoid softmax logsigmoid rsqrt".split())
+_PASSIVE = frozenset((*VIEWS, *IDENTITIES, "interpolate", "upsample"))
+
+
+def _passive(op: Op) -> bool:
+    """Whether a gate stays one: moved, resized, scaled by constants, or through a dropout that is off."""
+    off = "dropout" in op.short and refuse_dropout(op) is None
+    return op.short in _PASSIVE or off or is_scaled(op)
 
 
 def _squashed(value: int, makers: dict[int, Op]) -> bool:
     maker = makers.get(value)
     while maker is not None and (len(maker.inputs) == 1 or maker.short.endswith("_as")):
-        if maker.short in _GATES or _hard_sigmoid(maker, makers):
+        if maker.short in _GATES or _hard_sigmoid(maker, makers) or _shifted_relu6(maker, makers):
             return True
-        if maker.short not in _PASSIVE:
+        if not _passive(maker):
             return False
         maker = makers.get(maker.inputs[0])
     return False
@@ -120,10 +155,22 @@ def _hard_sigmoid(op: Op, makers: dict[int, Op]) -> bool:
     factor, before = constant_factor(op), makers.get(op.inputs[0])
     if not isinstance(factor, (int, float)) or before is None or before.short not in _TOPS:
         return False
-    low, high = _TOPS[before.short]
-    p = {} if before.short == "relu6" else bound(before)
-    cut = (p.get(low, 0), p.get(high, 6))
-    return cut == (0, 6) and abs(factor - (6 if op.short == "div" else 1 / 6)) < 1e-3
+    return _cut(before) == (0, 6) and abs(factor - (6 if op.short == "div" else 1 / 6)) < 1e-3
+
+
+def _shifted_relu6(op: Op, makers: dict[int, Op]) -> bool:
+    """Whether an operation is six hard sigmoids: relu6(x + 3), which hand-written h-swishes divide by 6 at the end."""
+    before = makers.get(op.inputs[0])
+    if op.short not in _TOPS or before is None or before.short != "add" or len(before.inputs) != 1:
+        return False
+    shift = [x for x in (*before.args, *before.kwargs.values()) if isinstance(x, (int, float))]
+    return _cut(op) == (0, 6) and shift == [3]
+
+
+def _cut(op: Op) -> tuple[Any, Any]:
+    low, high = _TOPS[op.short]
+    p = {} if op.short == "relu6" else bound(op)
+    return p.get(low, 0), p.get(high, 6)
 
 
 _TOPS = {"relu6": ("", ""), "hardtanh": ("min_val", "max_val"), "clamp": ("min", "max"), "clip": ("min", "max")}

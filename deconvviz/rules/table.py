@@ -13,14 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import OptionError, UnsupportedOp
-from ..tape.arguments import IDENTITIES, VIEWS
-from ..tape.operations import Op, Tape
+from ..tape.arguments import IDENTITIES, VIEWS, constant_factor, is_scaled
+from ..tape.operations import Op, Slot, Tape
 from ..tape.receptive_field import Reach, Span
 from . import backward as windows
 from . import limits, reach, saving, whole
 from .kinds import KEEPS_POSITIONS, Kind
 from .pullback import pullback
 from .signals import Back
+
+Carry = Callable[[Op, list[Reach], Tape], list[Reach]]
 
 RECTIFIERS = ("deconvnet", "guided", "backprop")
 
@@ -32,7 +34,8 @@ class Rule:
     `back` carries signals back on windows, `whole` (by default the same) where they have none; `local(op, tape)` says
     whether `back` can do this call. `reach` carries receptive fields forward. `save` runs the operation and keeps what
     the way back needs. `refuse` returns the reason why a call cannot have this rule. `exact`: as in the paper, or an
-    extension of it.
+    extension of it. `derivative`: where rectifiers do as backprop, `back` is the operation's derivative; else the
+    gradient rules take that in its place.
     """
 
     kind: Kind
@@ -40,18 +43,20 @@ class Rule:
     back: Back
     whole: Back | None = None
     local: Callable[[Op, Tape], bool] = limits.nowhere
-    reach: Callable[[Op, list[Reach], Tape], list[Reach]]
+    reach: Carry
     save: saving.Save | None = None
     refuse: Callable[[Op], str | None] = lambda op: None
     exact: bool = True
+    derivative: bool = True
 
 
 @dataclass(frozen=True)
 class Saving:
     """Runs each operation of a recorded pass and saves what its rule will need.
 
-    `rectifier` is what rectifiers do, one of `RECTIFIERS`; `lrn` is "pass" or "gradient"; `allow_gradient` gives
-    operations without a rule their plain gradient.
+    `rectifier` is what rectifiers do, one of `RECTIFIERS`: the deconvnet keeps gates and statistics constant, "guided"
+    and "backprop" are gradients but for what the first does at rectifiers. `lrn`, "pass" or "gradient", is the
+    deconvnet's at a local response normalization; `allow_gradient` gives operations without a rule their gradient.
     """
 
     rectifier: str = "deconvnet"
@@ -69,13 +74,22 @@ class Saving:
         """Run `op`."""
         rule = RULES.get(op.short)
         # A product's gate is found by saving it; a cast is judged by its result.
-        late = op.short in ("mul", "div", "to", "type", "type_as")
+        late = op.short in ("mul", "div", "pow", "square", "to", "type", "type_as")
         refused = rule is None or (not late and rule.refuse(op) is not None)
-        if (self.allow_gradient and (refused or late)) or (op.short == _LRN and self.lrn == "gradient"):
+        op.saved.own = self._takes_gradient(op, rule, refused)
+        if op.saved.own or (self.allow_gradient and (refused or late)):
             op.saved.at = [x.clone() for x in tensors]
-        if refused or rule is None or rule.save is None:
+        if op.saved.own or refused or rule is None or rule.save is None:
             return run()
         return rule.save(self.rectifier, tape, op, tensors, run)
+
+    def _takes_gradient(self, op: Op, rule: Rule | None, refused: bool) -> bool:
+        """Whether the way back is the operation's own gradient, whatever its rule would do."""
+        if op.short == _LRN and self.lrn == "gradient":
+            return True
+        if self.rectifier == "deconvnet" or rule is _DROPOUT:
+            return False
+        return rule is None or refused or not (rule.derivative or is_scaled(op))
 
 
 _LRN = "local_response_norm"
@@ -84,7 +98,7 @@ _LRN = "local_response_norm"
 def find(op: Op) -> Rule:
     """Return the rule for an operation that ran, or raise UnsupportedOp naming it and its module."""
     rule = RULES.get(op.short)
-    if op.short == _LRN and op.saved.at is not None:
+    if op.saved.own:
         return GRADIENT
     reason = "there is no rule for it"
     if rule is not None:
@@ -116,12 +130,46 @@ _ELEMENTWISE = frozenset(
 def reach_of(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     """Carry receptive fields through an operation; one without a rule mixes everything."""
     rule = RULES.get(op.short)
-    if rule is not None and (rule.reach is reach.same or rule.refuse(op) is None):
+    carried: Carry = reach.mixed
+    if op.saved.own and rule is not None and rule.kind is Kind.NORMALIZATION:
+        carried = reach.statistics  # the gradient goes into them
+    elif rule is not None and (rule.reach is reach.same or rule.refuse(op) is None):
         carried = rule.reach
-    else:
-        carried = reach.same if op.short in _ELEMENTWISE else reach.mixed
+    elif op.short in _ELEMENTWISE:
+        carried = reach.same
     found = carried(op, reaches, tape)
     return [each.fitted(tape.shapes[v]) for v, each in zip(op.outputs, found, strict=True)]
+
+
+# Activations that are flat at an end, where no gradient comes through.
+_SATURATING = frozenset("relu6 hardtanh clamp clamp_max hardsigmoid sigmoid tanh softsign".split())
+
+
+def entry(tape: Tape, value: int, rectifier: str) -> int:
+    """Return where the signal of a layer starts: at its value, for the gradient rules before a saturating activation.
+
+    A unit at the activation's end has no gradient through it; the one of what went in says what the unit looks for.
+    """
+    if rectifier == "deconvnet":
+        return value
+    makers, found = tape.producer(), value
+    while (op := makers.get(found)) is not None and tape.shapes[op.inputs[0]] == tape.shapes[value]:
+        if op.short in _SATURATING and len(op.inputs) == 1:
+            return op.inputs[0]
+        rule = RULES.get(op.short)
+        passes = rule is not None and rule.kind is Kind.IDENTITY and rule.refuse(op) is None
+        if not (passes or (is_scaled(op) and _grows(op))):
+            break
+        found = op.inputs[0]
+    return value
+
+
+def _grows(op: Op) -> bool:
+    """Whether an operation with constants keeps the order of values: a hard sigmoid written out ends in one."""
+    if op.short in ("mul", "div"):
+        factor = constant_factor(op)
+        return isinstance(factor, (int, float)) and factor > 0
+    return op.short == "add" or (op.short == "sub" and isinstance(op.args[0] if op.args else None, Slot))
 
 
 def reach_all(tape: Tape) -> dict[int, Reach]:
@@ -140,7 +188,7 @@ def stays(op: Op, tape: Tape, reaches: Mapping[int, Reach]) -> bool:
         return False
     if rule.kind is Kind.BORDER:
         return rule.local(op, tape)
-    if rule.kind not in KEEPS_POSITIONS or op.short in ("layer_norm", "group_norm", "instance_norm"):
+    if rule.kind not in KEEPS_POSITIONS or rule is _NORM:
         return False
     if rule.refuse(op) is not None and rule.kind is not Kind.PRODUCT:
         return False
@@ -164,6 +212,7 @@ _RECTIFIER = Rule(
 )
 _CLIP = replace(_RECTIFIER, refuse=limits.refuse_clamp)
 _SMOOTH = replace(_RECTIFIER, note="max(signal, 0): the ReLU's rule for its relatives", exact=False)
+_POWER = replace(_SMOOTH, save=saving.after_rectifier, refuse=limits.refuse_power, derivative=False)
 _CONVOLUTION = Rule(
     kind=Kind.CONVOLUTION,
     note="the transposed convolution, without bias",
@@ -214,7 +263,12 @@ _BATCH_NORM = Rule(
     refuse=limits.refuse_norm,
     exact=False,
 )
-_NORM = replace(_BATCH_NORM, note="times its scale; the statistics are constants", save=saving.scale)
+_NORM = replace(
+    _BATCH_NORM,
+    note="times its scale; the statistics are constants",
+    save=saving.scale,
+    derivative=False,
+)
 _LOCAL_RESPONSE = Rule(
     kind=Kind.NORMALIZATION,
     note="passed through, as in the paper",
@@ -222,6 +276,7 @@ _LOCAL_RESPONSE = Rule(
     local=limits.is_nchw,
     reach=reach.same,
     refuse=limits.one_input,
+    derivative=False,
 )
 _SUM = Rule(
     kind=Kind.SUM,
@@ -251,6 +306,7 @@ _PRODUCT = Rule(
     save=saving.gate,
     refuse=limits.refuse_product,
     exact=False,
+    derivative=False,
 )
 _IDENTITY = Rule(
     kind=Kind.IDENTITY,
@@ -292,7 +348,7 @@ GRADIENT = Rule(
 )
 
 
-def _linear(carried: Callable[[Op, list[Reach], Tape], list[Reach]]) -> Rule:
+def _linear(carried: Carry) -> Rule:
     return Rule(
         kind=Kind.LINEAR,
         note="its own transpose",
@@ -305,25 +361,26 @@ def _linear(carried: Callable[[Op, list[Reach], Tape], list[Reach]]) -> Rule:
 
 _BY_RULE: tuple[tuple[str, Rule], ...] = (
     ("relu relu6", _RECTIFIER),
-    ("hardtanh clamp clip clamp_min threshold", _CLIP),
+    ("hardtanh clamp clamp_min threshold", _CLIP),
     ("leaky_relu prelu rrelu elu selu celu silu gelu hardswish mish softplus", _SMOOTH),
+    ("pow square", _POWER),
     ("conv2d", _CONVOLUTION),
     ("max_pool2d max_pool2d_with_indices", _MAX_POOL),
     ("adaptive_max_pool2d adaptive_max_pool2d_with_indices", _ADAPTIVE_MAX_POOL),
     ("avg_pool2d", _AVERAGE_POOL),
     ("adaptive_avg_pool2d", _ADAPTIVE_AVERAGE_POOL),
     ("batch_norm", _BATCH_NORM),
-    ("layer_norm group_norm instance_norm", _NORM),
+    ("layer_norm rms_norm group_norm instance_norm", _NORM),
     (_LRN, _LOCAL_RESPONSE),
     ("add sub rsub", _SUM),
-    ("cat concat concatenate", _JOIN),
+    ("cat", _JOIN),
     ("mul div", _PRODUCT),
     ("linear", _MATRIX),
     ("pad", _BORDER),
     ("dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout", _DROPOUT),
     (" ".join(IDENTITIES), _IDENTITY),
     (" ".join(VIEWS), _VIEW),
-    ("neg masked_fill where", _linear(reach.elementwise)),
+    ("neg masked_fill where addcmul", _linear(reach.elementwise)),
     ("interpolate upsample", _linear(reach.resample)),
     ("mean sum", _linear(reach.reduce)),
     ("pixel_shuffle pixel_unshuffle", _linear(reach.shuffle)),

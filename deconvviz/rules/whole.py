@@ -19,7 +19,7 @@ def convolve(op: Op, signals: Signals, walk: Walk) -> Signals:
         return pullback(op, signals, walk)
     size = (len(signal.data), *walk.tape.shapes[op.inputs[0]][1:])
     data = torch.nn.grad.conv2d_input(
-        size, p["weight"], signal.data, p["stride"], p["padding"], p["dilation"], p["groups"]
+        size, p["weight"], signal.data.to(p["weight"].dtype), p["stride"], p["padding"], p["dilation"], p["groups"]
     )
     return [Signal(data)]
 
@@ -57,4 +57,5 @@ def product(op: Op, signals: Signals, walk: Walk) -> Signals:
 def linear(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Multiply with the transposed matrix."""
     (signal,) = present(signals)
-    return [Signal(signal.data @ bound(op)["weight"])]
+    weight = bound(op)["weight"]
+    return [Signal(signal.data.to(weight.dtype) @ weight)]

@@ -66,6 +66,7 @@ _PARAMETERS = {
         "eps",
     ),
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "instance_norm": ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
     "dropout": ("input", "p", "training", "inplace"),
@@ -110,7 +111,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 # Other names of the same operation, and NumPy's names of the same arguments.
-_SAME = {"clip": "clamp", "concat": "cat", "concatenate": "cat", "max_pool2d_with_indices": "max_pool2d"}
+_SAME = {"max_pool2d_with_indices": "max_pool2d"}
 _SAME["adaptive_max_pool2d_with_indices"] = "adaptive_max_pool2d"
 _NUMPY = {"axis": "dim", "x": "input", "a": "input", "self": "input"}
 
@@ -154,6 +155,13 @@ def constant_factor(op: Op) -> Any:
     """Return the constant operand of a product or quotient."""
     operands = [*op.args, *(op.kwargs[name] for name in ("input", "other") if name in op.kwargs)]
     return next(x for x in operands if not isinstance(x, Slot))
+
+
+def is_scaled(op: Op) -> bool:
+    """Whether an operation multiplies, divides or moves a tracked tensor by constants alone."""
+    if len(op.inputs) != 1 or op.short not in ("mul", "div", "add", "sub", "rsub", "neg"):
+        return False
+    return op.short != "div" or isinstance(first_operand(op), Slot)
 
 
 def plain_sum(op: Op, tape: Tape) -> bool:

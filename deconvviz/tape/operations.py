@@ -25,7 +25,8 @@ class Saved:
     each maximum of an adaptive pool was. `slope` (N, ...): a rectifier's derivative; `scale` (N, ...): what a
     normalization multiplies with, both as large as the input. `gate` (N, ...): the factor of a product, which
     broadcasts to the result, and `gate_slot`: which operand it was, 0 or 1. `at`: the tensors that went in, where the
-    operation's own gradient is taken. `separate`: it was seen to treat each image for itself.
+    operation's own gradient is taken: always if `own`, else where its rule does not fit. `rectified`: what went in is a
+    rectifier's result. `separate`: it was seen to treat each image for itself.
     """
 
     switches: Tensor | None = None
@@ -35,6 +36,8 @@ class Saved:
     gate: Tensor | None = None
     gate_slot: int | None = None
     at: list[Tensor] | None = None
+    own: bool = False
+    rectified: bool = False
     separate: bool = False
 
 
@@ -86,7 +89,7 @@ class Tape:
 
     `shapes[value]` and `kept[value]` describe and hold tensors by number; value 0 is the images. `calls` maps
     ("module path", nth call) to the value that the module returned; `silent` are the paths of modules that returned
-    nothing that depends on the images.
+    nothing that depends on the images. `axes` maps values to their dimension of images, once it was worked out.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -94,6 +97,7 @@ class Tape:
     kept: dict[int, Tensor] = field(default_factory=dict)
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    axes: dict[int, int | None] = field(default_factory=dict)
     output: int | None = None
 
     def producer(self) -> dict[int, Op]:
@@ -126,9 +130,21 @@ def short_name(name: str) -> str:
     if bare.startswith("__"):
         bare = bare.strip("_")
         return _OPERATORS.get(bare, bare)
-    return bare.rstrip("_")
+    bare = bare.rstrip("_")
+    return _ALIASES.get(bare, bare)
 
 
+_ALIASES = {
+    "multiply": "mul",
+    "divide": "div",
+    "true_divide": "div",
+    "subtract": "sub",
+    "negative": "neg",
+    "absolute": "abs",
+    "clip": "clamp",
+    "concat": "cat",
+    "concatenate": "cat",
+}
 _OPERATORS = {
     "iadd": "add",
     "radd": "add",

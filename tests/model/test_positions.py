@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import deconvviz
-from deconvviz import ImageError, LayerError
+from deconvviz import ImageError, LayerError, ModelError
 from deconvviz.model.survey import resolve
 
 
@@ -190,3 +190,80 @@ def test_what_follows_an_adaptive_pool_has_no_number():
     model = nn.Sequential(*(block(3 if i == 0 else 4) for i in range(3)), *(nn.Conv2d(4, 4, 1) for _ in range(5)), head)
     for size in (8, 16, 32, 48):
         assert [row.name for row in deconvviz.layers(model, size).numbered] == ["0.1", "1.1", "2.1"]
+
+
+def test_results_are_looked_through_by_the_name_that_was_asked_for():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 3))
+    images = torch.randn(4, 3, 9, 9)
+    best = deconvviz.top(model, images, layers=["0.1", "0", 1], k=2, progress=False)
+    assert torch.equal(best["0.1"].values, best["0"].values)
+    assert best[1].number == 1
+    for scanned in ("0.1", "0", 1):
+        held = deconvviz.top(model, images, layers=[scanned], k=2, progress=False)
+        for layer in ("0.1", "0", 1):
+            result = deconvviz.project(model, images, layer=layer, units=[3], top=held, progress=False)
+            assert torch.equal(result.activations[0], held.tops[0].values[3])
+
+
+def test_responses_that_are_not_one_per_image_are_refused():
+    class Augmented(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.conv(torch.cat([x, x.flip(3)])).mean((2, 3))).view(2, len(x), -1).mean(0)
+
+    model, images = Augmented().eval(), torch.randn(6, 3, 16, 16)
+    for call in (
+        lambda: deconvviz.top(model, images, layers=["conv"], k=3, batch_size=3, progress=False),
+        lambda: deconvviz.deconv(model, images[:3], layer="conv", unit=0),
+        lambda: deconvviz.nearest(model, images[:3], query=0, layer="conv", progress=False),
+    ):
+        with pytest.raises(LayerError, match=r"'conv' returns .* responses for .* images: its first dimension is not"):
+            call()
+
+
+def test_a_layer_that_is_cut_off_says_so():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.b(torch.from_numpy(self.a(x).numpy()))
+
+    for name in ("b", "unused", "module.b"):
+        with pytest.raises(
+            LayerError, match=rf"module '{name}' did not run, or returned nothing that depends on the im"
+        ):
+            deconvviz.deconv(Cut(), torch.randn(1, 3, 9, 9), layer=name, unit=0)
+
+
+def test_a_detector_is_refused_with_the_name_of_its_trunk():
+    make = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
+    model = make(weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64).eval()
+    images = torch.rand(2, 3, 64, 64)
+    for call in (
+        lambda: deconvviz.deconv(model, images, layer="backbone.body.3", unit=2),
+        lambda: deconvviz.project(model, images[:1], layer="backbone.body.3", units=[0], top=1, progress=False),
+    ):
+        with pytest.raises(ModelError, match=r"FasterRCNN takes the images of a batch one by one.*model.backbone.body"):
+            call()
+    assert deconvviz.deconv(model.backbone.body, images, layer="3", unit=2).shape == images.shape
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+def test_an_overflow_is_an_error(scale: float):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    for layer in (model[0], model[2]):
+        layer.weight.data.abs_().mul_(scale)
+    images = torch.rand(2, 3, 16, 16) * 40
+    if scale == 1e4:
+        model, images = model.half(), images.half()
+    with pytest.raises(ModelError, match=r"(is not finite for image 0|the projection is not finite)\. Look for"):
+        deconvviz.deconv(model, images, layer=2, unit=1)
+    finite = nn.Sequential(model[0], nn.ReLU())  # the response is finite, its projection is not
+    if scale == 1e30:
+        with pytest.raises(ModelError, match="the projection is not finite"):
+            deconvviz.deconv(finite, images * 1e-3, layer="1", unit=1)
