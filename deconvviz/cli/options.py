@@ -353,7 +353,11 @@ LRN = Option("--lrn", "local response normalization, as in the paper or its grad
 HOW = (RULE, LRN.but(choices=("pass", "gradient")), ALLOW_GRADIENT)
 BATCH_SIZE = Option("--batch-size", "images per forward pass; default: the data's own, else one that fits", type=int)
 WORKERS = Option("--workers", "processes that read images", default=0, type=int)
+ON_ERROR = Option("--on-error", "at an image that cannot be read", default="raise", more={"choices": ("raise", "skip")})
 READING = (BATCH_SIZE, WORKERS)
+DISTINCT = Option(
+    "--distinct", "of each photo, file or label at most one per unit", more={"choices": ("source", "label")}
+)
 SEED = Option("--seed", default=0, type=int)
 QUIET = Option(
     "--quiet",

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from .options import (
     AMP,
+    DISTINCT,
     HOW,
     IMAGES,
     JSON,
     LAYER,
     LAYERS,
     MODEL,
+    ON_ERROR,
     QUIET,
     READING,
     SAVE,
@@ -103,7 +105,10 @@ def _top(command: Command, parsed: argparse.Namespace) -> None:
             strongest = layer.values[:, 0]
             middle, most = strongest.median(), strongest.max()
             units = f"{layer.name}: {len(layer.values)} units"
-            print(f"{units}; their strongest activation: median {middle:.3g}, most {most:.3g}")
+            silent = f"; {layer.silent} units: no response in {found.count} images" if layer.silent else ""
+            print(f"{units}; their strongest activation: median {middle:.3g}, most {most:.3g}{silent}")
+        for number, reason in found.skipped:
+            print(f"skipped image {number}: {reason}")
     say(f"wrote {parsed.out}", parsed)
 
 
@@ -222,7 +227,7 @@ COMMANDS = (
         "top",
         "strongest images of every unit of several layers",
         (
-            *(*MODEL, IMAGES, LAYERS.but(required=True), K, *READING),
+            *(*MODEL, IMAGES, LAYERS.but(required=True), K, DISTINCT, *READING, ON_ERROR),
             Option("--out", "the scan", default="top.safetensors", argument=None, type=file, more={"metavar": "FILE"}),
             *(JSON, QUIET),
         ),

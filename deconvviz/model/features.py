@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..checks import at_once
 from ..devices import doubled
 from ..errors import ImageError, LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
@@ -30,14 +28,6 @@ class Reader:
         self.network, self.images, self.layers = network, images, layers
         self.device, self.dtype = placement(network)
         self._output: int | None = None
-
-    def batches(self, batch_size: int | None, workers: int, progress: bool, name: str) -> Iterator[tuple[int, Tensor]]:
-        """Yield (index of the first image, images (n, C, H, W)) over the whole set, with a bar."""
-        size = at_once(batch_size, self.images.batch_size)
-        with tqdm(total=len(self.images), unit=" images", disable=not progress, desc=name) as bar:
-            for first, batch in self.images.batches(size, 0, workers, self.device, self.dtype):
-                yield first, batch
-                bar.update(len(batch))
 
     def read(self, batch: Tensor, *, fixed: bool = True) -> list[Tensor]:
         """Return each layer's response (n, units, height, width); `fixed` refuses another size than image 0's."""

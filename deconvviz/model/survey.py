@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,6 @@ def resolve_all(model: nn.Module, wanted: Layers | None, images: Tensor, saving:
                 "NumPy (.numpy()), .item() and other libraries cut the connection. Choose a layer before that."
             )
     return find_all(rows, wanted)
-
-
-def observe(network: nn.Module, batch: Tensor, wanted: Sequence[Layer]) -> list[Tensor]:
-    """Return each layer's response (N, units, height, width); the pass stops after the deepest.
-
-    Must be called inside `untouched`.
-    """
-    tape = record(network, batch, until=max(x.value for x in wanted), keep={x.value for x in wanted})
-    return [layer.as_maps(layer.response_in(tape)) for layer in wanted]
 
 
 def survey(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:

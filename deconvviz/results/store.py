@@ -27,6 +27,7 @@ from torch import Tensor
 from ..errors import StoreError
 from .locks import temporary_beside
 
+SCAN = "scan"  # the kind of a file that keeps a pass over images which is not finished
 _NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -208,19 +209,33 @@ def load(
     Up to 64 MB are read and checked against their checksums. A larger file's arrays are private copies-on-write of it:
     pages are read when they are looked at, and checked now only with `check`.
     """
+    arrays, meta = _checked(path, check)
+    if meta.get("kind") == SCAN != kind:
+        raise StoreError(
+            f"{path} is a scan that saw {meta['count']} of {meta['total']} images. Make the same call again, with "
+            "out=, to finish it."
+        )
+    if meta.get("kind") != kind:
+        raise StoreError(f"{path} holds {meta.get('kind')!r}, expected {kind!r}.")
+    return arrays, meta
+
+
+def kind_of(path: str | os.PathLike[str]) -> object:
+    """Return what a file that was written here holds: the word that `load` wants to hear."""
+    return _checked(path, False)[1].get("kind")
+
+
+def _checked(path: str | os.PathLike[str], check: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("it is no file")
             text = _header(file)
-        arrays, meta = _read(Path(path), text, check)
+        return _read(Path(path), text, check)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # whatever a damaged header makes of itself
         raise StoreError(f"{path} is not a file that deconvviz wrote, or it is damaged ({error}).") from error
-    if meta.get("kind") != kind:
-        raise StoreError(f"{path} holds {meta.get('kind')!r}, expected {kind!r}.")
-    return arrays, meta
 
 
 def _header(file: Any) -> bytes:

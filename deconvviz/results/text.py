@@ -32,6 +32,11 @@ def amount(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def skipped_lines(skipped: Sequence[tuple[int, str]]) -> list[str]:
+    """Return a line for each image that could not be read."""
+    return [f"skipped image {number}: {reason}" for number, reason in skipped]
+
+
 def listed(names: Sequence[str], numbers: Sequence[int | None] | None = None) -> str:
     """Return the layers that a result has, for an error message."""
     pairs = zip(names, numbers or [None] * len(names), strict=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +14,15 @@ from torch import Tensor, nn
 from ..checks import is_whole, whole
 from ..devices import doubled
 from ..errors import ImageError, OptionError
+from ..guard import untouched
 from ..images import Images, ImageSet, open_images
-from ..model.features import Reader, reading, title
+from ..model.features import Reader, choose, title
+from ..model.table import Layer
 from ..results.base import Result
-from ..results.text import amount
+from ..results.text import amount, skipped_lines
+from ..scan.accumulator import Accumulator, Flaw
+from ..scan.engine import Scan, first_pass
+from ..scan.state import Progress
 
 METRICS = ("l2", "cosine")
 _SHOWN = 16  # queries whose pictures are kept
@@ -34,6 +41,7 @@ class Neighbours(Result):
         query_ids: (Q,) int64, the queries' own index among the images, -1 for queries from elsewhere.
         names: k captions for each query: the nearest images' labels, or else their names.
         pictures: (S, 1 + k, 3, H, W) uint8, query and nearest images of the first S ≤ 16 queries.
+        skipped: (image id, reason) of the images that could not be read, with `on_error="skip"`.
     """
 
     layer: str
@@ -43,6 +51,7 @@ class Neighbours(Result):
     query_ids: Tensor
     names: tuple[tuple[str, ...], ...]
     pictures: Tensor
+    skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "neighbours"
 
     def describe(self) -> str:
@@ -57,7 +66,7 @@ class Neighbours(Result):
             what = f"query {number}" if own < 0 else f"image {own}"
             near = zip(self.image_ids[number].tolist(), row, self.distances[number].tolist(), strict=True)
             lines.append(f"{what}: " + ", ".join(f"{i} {name} ({distance:.4g})" for i, name, distance in near))
-        return "\n".join(lines)
+        return "\n".join([*lines, *skipped_lines(self.skipped)])
 
 
 def nearest(
@@ -71,6 +80,8 @@ def nearest(
     batch_size: int | None = None,
     preprocess: object = None,
     workers: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    on_error: str = "raise",
     progress: bool = True,
 ) -> Neighbours:
     """Find the images that are nearest to each query in the features of a layer.
@@ -94,9 +105,11 @@ def nearest(
         layer: Number or module path; None: the features before the last linear layer, as in the paper.
         k: How many neighbours; fewer where there are fewer images.
         metric: "l2", or "cosine": 1 − cosine, 1 for features that are all zero.
-        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
         workers: Processes that decode files.
+        out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Show a bar.
 
     Returns:
@@ -115,21 +128,113 @@ def nearest(
         raise OptionError(f"metric={metric!r}: expected one of {', '.join(map(repr, METRICS))}.")
     opened = open_images(model, images, preprocess)
     asked, ids = _queries(model, opened, query, preprocess)
-    with reading(model, opened, None if layer is None else [layer], usual="none") as reader:
-        places = range(len(asked)) if ids is None else ids
-        targets = torch.cat(
-            [_features(reader, asked.take([i]).to(reader.device, reader.dtype), metric) for i in places]
-        )
-        none = doubled(targets.new_empty(len(targets), 0))
-        own = torch.tensor([-1] * len(asked) if ids is None else ids, device=none.device)
-        best = none, own.new_empty(len(targets), 0)
-        for first, batch in reader.batches(batch_size, workers, progress, "nearest"):
-            best = _closer(best, targets, _features(reader, batch, metric), own, first, k, metric)
-    there = len(opened) - (ids is not None)  # the query itself, at an infinite distance, is the last
-    distances, found = (x[:, :there].cpu() for x in best)
-    texts = tuple(tuple(_caption(opened, i) for i in row) for row in found.tolist())
-    name = title(reader.layers[0])
-    return Neighbours(name, metric, found, distances, own.cpu(), texts, _pictures(opened, asked, places, found))
+    tape, rows = first_pass(model, opened, on_error)
+    (found,) = choose(rows, None if layer is None else [layer], "none")
+    places = range(len(asked)) if ids is None else ids
+    targets = _targets(model, asked, places, found, metric)
+    own = torch.tensor([-1] * len(asked) if ids is None else ids, device=targets.device)
+    closest = Closest(found, metric, k, targets, own)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
+    scan = Scan(model, opened, [closest], tape, name="nearest", **options)
+
+    def finish(progress: Progress) -> Neighbours:
+        distances, near = progress.accumulators[0].result()
+        # The query itself, at an infinite distance, is the last.
+        there = len(opened) - len(progress.skipped) - (ids is not None)
+        distances, near = distances[:, :there], near[:, :there]
+        texts = tuple(tuple(_caption(opened, i) for i in row) for row in near.tolist())
+        seen = _pictures(opened, asked, places, near)
+        skipped = tuple(sorted(progress.skipped.items()))
+        return Neighbours(title(found), metric, near, distances, own.cpu(), texts, seen, skipped)
+
+    return scan.run(finish, Neighbours, out)
+
+
+def _targets(model: nn.Module, asked: ImageSet, places: Sequence[int], layer: Layer, metric: str) -> Tensor:
+    """Return the queries' features (Q, D)."""
+    with untouched(model) as network:
+        reader = Reader(network, asked, [layer])
+        rows = [_features(reader.read(asked.take([i]).to(reader.device, reader.dtype))[0], metric) for i in places]
+    return torch.cat(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Closest(Accumulator):
+    """The k nearest to each of Q queries, whose features are `targets` (Q, D) and whose own ids `own` (Q,).
+
+    `distances` (Q, ≤ k) and `ids` (Q, ≤ k) are the nearest so far; `bad` is the first image whose features were not
+    finite, -1 if there was none.
+    """
+
+    layer: Layer
+    metric: str
+    k: int
+    targets: Tensor
+    own: Tensor
+    distances: Tensor | None = None
+    ids: Tensor | None = None
+    bad: Tensor | None = None
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The layer that is compared."""
+        return (self.layer,)
+
+    def update(self, first: int, responses: Sequence[Tensor], output: Tensor | None) -> Closest:
+        """Take in a batch."""
+        rows = _features(responses[0], self.metric)
+        step = max(1, _CHUNK // rows.numel())
+        distance = torch.cat([_distances(part, rows, self.metric) for part in self.targets.split(step)])
+        numbers = torch.arange(first, first + len(rows), device=distance.device)
+        wrong = ~torch.isfinite(distance).all(0)
+        bad = torch.where(wrong, numbers, torch.iinfo(torch.int64).max).amin()
+        own = self.own.to(distance.device)
+        distance = distance.masked_fill(numbers == own[:, None], torch.inf)
+        new = dataclasses.replace(self, distances=distance, ids=numbers.expand(len(own), -1), bad=bad)
+        return self.merge(new)
+
+    def merge(self, other: Closest) -> Closest:
+        """Return the nearest of both; of equal ones those with the smaller id."""
+        if self.distances is None or self.ids is None or self.bad is None:
+            return other._cut(other.distances, other.ids, other.bad)
+        if other.distances is None or other.ids is None or other.bad is None:
+            return self
+        distances, ids = torch.cat([self.distances, other.distances], 1), torch.cat([self.ids, other.ids], 1)
+        return self._cut(distances, ids, torch.minimum(self.bad, other.bad))
+
+    def _cut(self, distances: Tensor | None, ids: Tensor | None, bad: Tensor | None) -> Closest:
+        if distances is None or ids is None:
+            return self
+        order = ids.argsort(dim=1, stable=True)
+        order = order.gather(1, distances.gather(1, order).argsort(dim=1, stable=True))[:, : self.k]
+        return dataclasses.replace(self, distances=distances.gather(1, order), ids=ids.gather(1, order), bad=bad)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the nearest."""
+        found = {"distances": self.distances, "ids": self.ids, "bad": self.bad}
+        return {}, {name: x for name, x in found.items() if x is not None}
+
+    def from_state(self, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Closest:
+        """Take the nearest back."""
+        device = doubled(self.targets[:0]).device
+        distances, ids, bad = (arrays[n].to(device, copy=True) if arrays else None for n in ("distances", "ids", "bad"))
+        return dataclasses.replace(self, distances=distances, ids=ids, bad=bad)
+
+    def describe(self) -> str:
+        """Say which layer, which queries, and how they are compared."""
+        queries = hashlib.blake2b(self.targets.cpu().contiguous().view(torch.uint8).numpy().data, digest_size=16)
+        return f"closest {self.layer.name} {self.metric} {self.k} {self.own.tolist()} {queries.hexdigest()}"
+
+    def flaw(self) -> Flaw | None:
+        """Look whether features were not finite."""
+        if self.bad is None or int(self.bad) == torch.iinfo(torch.int64).max:
+            return None
+        return Flaw(self.layer.name, None, int(self.bad))
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return distances (Q, k) and ids (Q, k)."""
+        assert self.distances is not None and self.ids is not None
+        return self.distances.cpu(), self.ids.cpu()
 
 
 def _queries(model: nn.Module, images: ImageSet, query: Any, preprocess: object) -> tuple[ImageSet, list[int] | None]:
@@ -145,26 +250,11 @@ def _queries(model: nn.Module, images: ImageSet, query: Any, preprocess: object)
     return open_images(model, query, preprocess), None
 
 
-def _features(reader: Reader, batch: Tensor, metric: str) -> Tensor:
+def _features(response: Tensor, metric: str) -> Tensor:
     """Return float32 or wider (n, D); for the cosine of length 1, or zero."""
-    rows = reader.read(batch)[0].flatten(1)
+    rows = response.flatten(1)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30) if metric == "cosine" else rows
-
-
-def _closer(
-    best: tuple[Tensor, Tensor], targets: Tensor, rows: Tensor, own: Tensor, first: int, k: int, metric: str
-) -> tuple[Tensor, Tensor]:
-    """Merge a batch of features `rows` (n, D), images `first`, …, into the nearest so far (Q, ≤ k)."""
-    step = max(1, _CHUNK // rows.numel())
-    distance = torch.cat([_distances(part, rows, metric) for part in targets.split(step)])
-    numbers = torch.arange(first, first + len(rows), device=distance.device)
-    distance = distance.masked_fill(numbers == own[:, None], torch.inf)
-    every = torch.cat([best[0], distance], 1)
-    ids = torch.cat([best[1], numbers.expand(len(targets), -1)], 1)
-    # A stable sort: later images, which lie behind, lose ties.
-    every, order = every.sort(dim=1, stable=True)
-    return every[:, :k], ids.gather(1, order)[:, :k]
 
 
 def _distances(queries: Tensor, rows: Tensor, metric: str) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +15,13 @@ from torch.nn import functional as F
 from ..checks import whole
 from ..errors import ModelError, OptionError
 from ..images import Images, open_images
-from ..model.features import Reader, labels_of, reading, title
+from ..model.features import choose, labels_of, title
 from ..model.table import Layer, Layers
 from ..results.base import Result
-from ..results.text import amount
+from ..results.text import amount, skipped_lines
+from ..scan.accumulator import Accumulator, Flaw
+from ..scan.engine import Scan, first_pass
+from ..scan.state import Progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +37,7 @@ class Probe(Result):
         classes: the labels, sorted.
         count: how many images.
         chance: share of the most frequent class: what a classifier that sees nothing gets.
+        skipped: (image id, reason) of the images that could not be read, with `on_error="skip"`.
     """
 
     layers: tuple[str, ...]
@@ -42,6 +48,7 @@ class Probe(Result):
     classes: tuple[str, ...]
     count: int
     chance: float
+    skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "probe"
 
     @property
@@ -62,7 +69,8 @@ class Probe(Result):
         """Return one line per layer."""
         rows = zip(self.layers, self.mean.tolist(), self.std.tolist(), self.features, strict=True)
         lines = [f"{name}: {mean:.1%} ± {std:.1%} ({features} features)" for name, mean, std, features in rows]
-        return "\n".join([*lines, f"chance: {self.chance:.1%} ({self.count} images, {len(self.classes)} classes)"])
+        chance = f"chance: {self.chance:.1%} ({self.count} images, {len(self.classes)} classes)"
+        return "\n".join([*lines, chance, *skipped_lines(self.skipped)])
 
 
 def probe(
@@ -78,6 +86,8 @@ def probe(
     batch_size: int | None = None,
     preprocess: object = None,
     workers: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    on_error: str = "raise",
     progress: bool = True,
 ) -> Probe:
     """Train a linear classifier on each layer's features and see how well it does on images it has not seen.
@@ -103,9 +113,11 @@ def probe(
         most: Features per layer.
         strength: scikit-learn's C; smaller regularizes more.
         seed: Of the division into folds.
-        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
         workers: Processes that decode files.
+        out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Show a bar.
 
     Returns:
@@ -124,18 +136,34 @@ def probe(
         raise OptionError(f"strength={strength!r}: expected a number above 0.")
     opened = open_images(model, images, preprocess)
     texts = [str(label) for label in labels_of(model, opened, labels)]
-    counts = _counted(texts, folds)
-    classes = tuple(counts)
-    with reading(model, opened, layers) as reader:
-        tables = _tables(reader, most, reader.batches(batch_size, workers, progress, "probe"))
-        names = tuple(title(layer) for layer in reader.layers)
-        grids = tuple(_grid(layer, most) for layer in reader.layers)
-    answers = torch.tensor([classes.index(text) for text in texts])
-    scored = [_score(table, answers, folds, strength, seed) for table in tables]
-    accuracy, converged = (torch.stack(column) for column in zip(*scored, strict=True))
-    chance = max(counts.values()) / len(texts)
-    sizes = tuple(table.shape[1] for table in tables)
-    return Probe(names, accuracy, sizes, grids, converged, classes, len(texts), chance)
+    _counted(texts, folds)
+    tape, rows = first_pass(model, opened, on_error)
+    features = Features(tuple(choose(rows, layers)), most)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
+    how = f"probe {texts} {folds} {strength} {seed}"
+    scan = Scan(model, opened, [features], tape, name="probe", measured_for=how, **options)
+
+    def finish(progress: Progress) -> Probe:
+        tables = progress.accumulators[0].result()
+        seen = [text for i, text in enumerate(texts) if i not in progress.skipped]
+        counts = _counted(seen, folds)
+        classes = tuple(counts)
+        answers = torch.tensor([classes.index(text) for text in seen])
+        scored = [_score(table, answers, folds, strength, seed) for table in tables]
+        accuracy, converged = (torch.stack(column) for column in zip(*scored, strict=True))
+        return Probe(
+            tuple(title(layer) for layer in features.layers),
+            accuracy,
+            tuple(table.shape[1] for table in tables),
+            tuple(_grid(layer, most) for layer in features.layers),
+            converged,
+            classes,
+            len(seen),
+            max(counts.values()) / len(seen),
+            tuple(sorted(progress.skipped.items())),
+        )
+
+    return scan.run(finish, Probe, out)
 
 
 def _counted(labels: list[str], folds: int) -> dict[str, int]:
@@ -157,13 +185,59 @@ def _need_sklearn() -> None:
         raise ModelError('probe needs scikit-learn. Install it: pip install "deconvviz[studies]".') from error
 
 
-def _tables(reader: Reader, most: int, batches: Any) -> list[Tensor]:
-    """Return each layer's features (N, at most `most`) float32."""
-    parts: list[list[Tensor]] = [[] for _ in reader.layers]
-    for _, batch in batches:
-        for layer, kept, response in zip(reader.layers, parts, reader.read(batch), strict=True):
-            kept.append(F.adaptive_avg_pool2d(response.float(), _grid(layer, most)).flatten(1).cpu())
-    return [torch.cat(kept) for kept in parts]
+@dataclasses.dataclass(frozen=True)
+class Features(Accumulator):
+    """Each layer's features, its maps averaged to a grid that leaves at most `most` numbers: (images, numbers)."""
+
+    read: tuple[Layer, ...]
+    most: int
+    tables: tuple[Tensor, ...] = ()  # per batch, the layers' numbers side by side
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The layers read."""
+        return self.read
+
+    def update(self, first: int, responses: Sequence[Tensor], output: Tensor | None) -> Features:
+        """Take in a batch."""
+        rows = [
+            F.adaptive_avg_pool2d(x.float(), _grid(layer, self.most)).flatten(1)
+            for layer, x in zip(self.read, responses, strict=True)
+        ]
+        return dataclasses.replace(self, tables=(*self.tables, torch.cat(rows, 1).cpu()))
+
+    def merge(self, other: Features) -> Features:
+        """Return the features of both, the other's behind."""
+        return dataclasses.replace(self, tables=self.tables + other.tables)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return one table."""
+        return {}, {"table": torch.cat(self.tables)} if self.tables else {}
+
+    def from_state(self, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Features:
+        """Take the table back."""
+        return dataclasses.replace(self, tables=(arrays["table"].clone(),) if arrays else ())
+
+    def describe(self) -> str:
+        """Say which layers, and how many numbers of each."""
+        return f"features {[layer.name for layer in self.read]} {self.most}"
+
+    def flaw(self) -> Flaw | None:
+        """Look at the last batch."""
+        if not self.tables or torch.isfinite(self.tables[-1]).all():
+            return None
+        row, column = (int(x) for x in (~torch.isfinite(self.tables[-1])).nonzero()[0])
+        ends = torch.tensor(self._sizes()).cumsum(0)
+        layer = self.read[int((ends <= column).sum())]
+        return Flaw(layer.name, None, sum(map(len, self.tables[:-1])) + row)
+
+    def _sizes(self) -> list[int]:
+        grids = ((layer.units, *_grid(layer, self.most)) for layer in self.read)
+        return [units * rows * columns for units, rows, columns in grids]
+
+    def result(self) -> list[Tensor]:
+        """Return each layer's features (N, at most `most`) float32."""
+        return list(torch.cat(self.tables).split(self._sizes(), 1))
 
 
 def _grid(layer: Layer, most: int) -> tuple[int, int]:

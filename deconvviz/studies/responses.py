@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +13,17 @@ from torch import Tensor, nn
 
 from ..devices import doubled
 from ..errors import LayerError, OptionError
-from ..guard import placement, untouched
-from ..images import Images, ImageSet, open_images
-from ..model.features import reading
-from ..model.survey import survey
+from ..images import Images, open_images
 from ..model.table import Layer, Layers, find_all
 from ..results.base import Result
-from ..results.text import amount
+from ..results.text import amount, skipped_lines
 from ..rules.kinds import Kind
 from ..rules.table import kind_of
+from ..scan.accumulator import Accumulator, Flaw
+from ..scan.engine import Scan, first_pass
+from ..scan.state import Progress
 from ..tape.arguments import bound
 from ..tape.operations import Op, Tape
-from ..tape.record import record
 
 _CHUNK = 1 << 18  # values turned to float64 at once: they stay in the cache (5 times faster than 1 << 22)
 
@@ -41,6 +41,7 @@ class Responses(Result):
         values: (L,) int64, numbers seen per unit: images × positions.
         unit_mean: (sum of units,) float64, each unit's mean, layer after layer.
         unit_squares: (sum of units,) float64, each unit's sum of squared deviations from its mean.
+        skipped: (image id, reason) of the images that could not be read, with `on_error="skip"`.
     """
 
     names: tuple[str, ...]
@@ -50,6 +51,7 @@ class Responses(Result):
     values: Tensor
     unit_mean: Tensor
     unit_squares: Tensor
+    skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "responses"
 
     @property
@@ -102,6 +104,7 @@ class Responses(Result):
             values=self.values + other.values,
             unit_mean=mean,
             unit_squares=squares,
+            skipped=(*self.skipped, *other.skipped),
         )
 
     def describe(self) -> str:
@@ -111,7 +114,7 @@ class Responses(Result):
     def table(self) -> str:
         """Return one line per layer."""
         lines = [f"{name}: {std:.4g}" for name, std in zip(self.names, self.std.tolist(), strict=True)]
-        return "\n".join([f"standard deviation over {self.count} images", *lines])
+        return "\n".join([f"standard deviation over {self.count} images", *lines, *skipped_lines(self.skipped)])
 
     def _squares(self) -> tuple[Tensor, ...]:
         return self.unit_squares.split(self.units)
@@ -137,6 +140,8 @@ def response_std(
     batch_size: int | None = None,
     preprocess: object = None,
     workers: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    on_error: str = "raise",
     progress: bool = True,
 ) -> Responses:
     """Measure the standard deviation of each layer's responses, after BN and before the nonlinearity or addition.
@@ -159,9 +164,11 @@ def response_std(
             output. None chooses by `kind`.
         kind: "3x3" or another size of filter, "conv" for all convolutions; None: the 3×3 ones (as in the paper) if
             there are any, else all.
-        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
+        batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
         workers: Processes that decode files.
+        out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Show a bar.
 
     Returns:
@@ -177,28 +184,88 @@ def response_std(
     if kind is not None and (layers is not None or not re.fullmatch(r"conv|\d+x\d+", kind)):
         raise OptionError(f'kind={kind!r}: expected "conv" or a size such as "3x3", and no layers beside it.')
     opened = open_images(model, images, preprocess)
-    names, found = _targets(model, opened, layers, kind)
-    with reading(model, opened, found) as reader:  # type: ignore[arg-type]
-        total: Responses | None = None
-        for _, batch in reader.batches(batch_size, workers, progress, "response_std"):
-            part = _measured(names, found, reader.read(batch, fixed=False), len(batch))
-            total = part if total is None else total.merge(part)
-    assert total is not None
-    return total
+    tape, rows = first_pass(model, opened, on_error)
+    names, found = _targets(tape, rows, layers, kind)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
+    scan = Scan(model, opened, [Moments(names, tuple(found))], tape, name="response_std", **options)
+
+    def finish(progress: Progress) -> Responses:
+        return dataclasses.replace(progress.accumulators[0].result(), skipped=tuple(sorted(progress.skipped.items())))
+
+    return scan.run(finish, Responses, out)
 
 
-def _measured(names: tuple[str, ...], layers: list[Layer], responses: list[Tensor], images: int) -> Responses:
-    """Return the moments of one batch's responses, each (n, units, height, width)."""
-    moments = [_moments(x) for x in responses]
-    return Responses(
-        names,
-        tuple(layer.name for layer in layers),
-        tuple(layer.units for layer in layers),
-        images,
-        torch.tensor([n for n, _, _ in moments]),
-        torch.cat([mean for _, mean, _ in moments]).cpu(),
-        torch.cat([squares for _, _, squares in moments]).cpu(),
-    )
+@dataclasses.dataclass(frozen=True)
+class Moments(Accumulator):
+    """Number, mean and squared deviations of each unit of several layers, in float64.
+
+    `parts` has (numbers per unit, mean (units,), sum of squared deviations (units,)) for each layer.
+    """
+
+    one_size = False
+
+    names: tuple[str, ...]
+    measured: tuple[Layer, ...]
+    count: int = 0
+    parts: tuple[tuple[int, Tensor, Tensor], ...] = ()
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The layers measured."""
+        return self.measured
+
+    def update(self, first: int, responses: Sequence[Tensor], output: Tensor | None) -> Moments:
+        """Take in a batch."""
+        new = dataclasses.replace(self, count=len(responses[0]), parts=tuple(_moments(x) for x in responses))
+        return self.merge(new)
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both."""
+        if not self.parts or not other.parts:
+            return self if not other.parts else other
+        both = tuple((a[0] + b[0], *combine(a, b)) for a, b in zip(self.parts, other.parts, strict=True))
+        return dataclasses.replace(self, count=self.count + other.count, parts=both)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the moments."""
+        arrays = {
+            f"{i}/{name}": x for i, part in enumerate(self.parts) for name, x in zip(_OF_PART, part[1:], strict=True)
+        }
+        return {"count": self.count, "numbers": [n for n, _, _ in self.parts]}, arrays
+
+    def from_state(self, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Moments:
+        """Take the moments back."""
+        parts = tuple(
+            (number, *(arrays[f"{i}/{name}"].clone() for name in _OF_PART)) for i, number in enumerate(facts["numbers"])
+        )
+        return dataclasses.replace(self, count=facts["count"], parts=parts)
+
+    def describe(self) -> str:
+        """Say which layers."""
+        return f"moments {[layer.name for layer in self.measured]}"
+
+    def flaw(self) -> Flaw | None:
+        """Look at the sums, which are not finite if any number was not."""
+        for layer, (_, mean, squares) in zip(self.measured, self.parts, strict=False):
+            bad = ~torch.isfinite(mean + squares)
+            if bad.any():
+                return Flaw(layer.name, int(bad.nonzero()[0]))
+        return None
+
+    def result(self) -> Responses:
+        """Return the moments on the CPU."""
+        return Responses(
+            self.names,
+            tuple(layer.name for layer in self.measured),
+            tuple(layer.units for layer in self.measured),
+            self.count,
+            torch.tensor([n for n, _, _ in self.parts]),
+            torch.cat([mean for _, mean, _ in self.parts]).cpu(),
+            torch.cat([squares for _, _, squares in self.parts]).cpu(),
+        )
+
+
+_OF_PART = ("mean", "squares")
 
 
 def _moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -219,11 +286,8 @@ def _moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
 # ---- which tensor ----------------------------------------------------------------------------------------------------
 
 
-def _targets(model: nn.Module, images: ImageSet, layers: Any, kind: str | None) -> tuple[tuple[str, ...], list[Layer]]:
+def _targets(tape: Tape, rows: Sequence[Layer], layers: Any, kind: str | None) -> tuple[tuple[str, ...], list[Layer]]:
     """Return the names of the layers and the tensors to measure for them."""
-    with untouched(model) as network:
-        image = images.take([0]).to(*placement(network))
-        rows, tape = survey(network, image), record(network, image)
     made = tape.producer()
     convolutions = {v: op for v, op in made.items() if op.short == "conv2d"}
     if layers is None:

@@ -77,6 +77,7 @@ _PARAMETERS = {
     "hardtanh": ("input", "min_val", "max_val", "inplace"),
     "clamp": ("input", "min", "max"),
     "clamp_min": ("input", "min"),
+    "clamp_max": ("input", "max"),
     "threshold": ("input", "threshold", "value", "inplace"),
     "mean": ("input", "dim", "keepdim"),
     "sum": ("input", "dim", "keepdim"),

@@ -178,7 +178,7 @@ def test_what_is_not_finite_is_refused():
         response_std(network(), torch.full((1, 3, 16, 16), torch.nan).double(), progress=False)
     model = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
     model[0].weight.data.fill_(3e38)
-    with pytest.raises(ModelError, match="layer '0' gives NaN or infinity for finite images"):
+    with pytest.raises(ModelError, match="layer '0', unit 0 gives NaN or infinity for finite images"):
         response_std(model, images() * 100, progress=False)
 
 
