@@ -31,6 +31,15 @@ def rectify(op: Op, signals: Signals, walk: Walk) -> Signals:
     return [replace(signal, data=data)]
 
 
+def unsquash(op: Op, signals: Signals, walk: Walk) -> Signals:
+    """Pass the signal on: where activations have both signs, so have projections; the gradient rules take the slope."""
+    (signal,) = present(signals)
+    if op.saved.slope is None:
+        return [signal]
+    data = signal.data.clamp_min(0) if walk.rectifier == "guided" else signal.data
+    return [replace(signal, data=data * walk.items.part(op.saved.slope, signal))]
+
+
 def convolve(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Filter with the transposed filters, without the bias."""
     (signal,), p = present(signals), bound(op)

@@ -121,7 +121,7 @@ def kind_of(op: Op) -> Kind | None:
 # These have no rule, but each element is made of the one in its place.
 _ELEMENTWISE = frozenset(
     (
-        "sigmoid hardsigmoid logsigmoid tanh softsign hardshrink softshrink tanhshrink exp expm1 log log1p sqrt rsqrt "
+        "sigmoid hardsigmoid logsigmoid softsign hardshrink softshrink tanhshrink exp expm1 log log1p sqrt rsqrt "
         "reciprocal abs square sin cos erf sign floor ceil round clamp_max minimum maximum"
     ).split()
 )
@@ -213,6 +213,9 @@ _RECTIFIER = Rule(
 _CLIP = replace(_RECTIFIER, refuse=limits.refuse_clamp)
 _SMOOTH = replace(_RECTIFIER, note="max(signal, 0): the ReLU's rule for its relatives", exact=False)
 _POWER = replace(_SMOOTH, save=saving.after_rectifier, refuse=limits.refuse_power, derivative=False)
+_SQUASH = replace(
+    _RECTIFIER, note="passed through: its activations have both signs", back=windows.unsquash, exact=False
+)
 _CONVOLUTION = Rule(
     kind=Kind.CONVOLUTION,
     note="the transposed convolution, without bias",
@@ -364,6 +367,7 @@ _BY_RULE: tuple[tuple[str, Rule], ...] = (
     ("hardtanh clamp clamp_min threshold", _CLIP),
     ("leaky_relu prelu rrelu elu selu celu silu gelu hardswish mish softplus", _SMOOTH),
     ("pow square", _POWER),
+    ("tanh", _SQUASH),
     ("conv2d", _CONVOLUTION),
     ("max_pool2d max_pool2d_with_indices", _MAX_POOL),
     ("adaptive_max_pool2d adaptive_max_pool2d_with_indices", _ADAPTIVE_MAX_POOL),

@@ -222,3 +222,20 @@ def test_unknown_rules_are_refused():
         deconvviz.deconv(net, images, layer="0", unit=0, rule="saliency")
     with pytest.raises(OptionError, match="lrn='off' is not known; choose 'pass'"):
         deconvviz.deconv(net, images, layer="0", unit=0, lrn="off")
+
+
+def test_tanh_passes_the_signal_and_the_gradient_rules_take_its_slope():
+    torch.manual_seed(3)
+    first, second = nn.Conv2d(2, 3, 3).double(), nn.Conv2d(3, 2, 3).double()
+    model = nn.Sequential(first, nn.Tanh(), second).eval().requires_grad_(False)
+    images = torch.randn(2, 2, 9, 9, dtype=torch.float64)
+    options = {"layer": "2", "unit": 1, "position": (2, 3)}
+    seed = torch.zeros(2, 2, 5, 5, dtype=torch.float64)
+    seed[:, 1, 2, 3] = model(images)[:, 1, 2, 3]
+    above = F.conv_transpose2d(seed, second.weight)
+    slope = 1 - first(images).tanh() ** 2
+    expected = {"deconvnet": above, "backprop": above * slope, "guided": above.clamp_min(0) * slope}
+    for rule, signal in expected.items():
+        ours = deconvviz.deconv(model, images, rule=rule, **options)
+        assert close(ours, F.conv_transpose2d(signal, first.weight), 1e-9), rule
+    assert "both signs" in next(row.rule for row in deconvviz.audit(model, images) if row.operation == "torch.tanh")

@@ -17,6 +17,8 @@ PARAMETERS = {
     "imagenet-resnet-101": 44_549_160,
     "imagenet-resnet-152": 60_192_808,
     "imagenet-resnet-50": 25_557_032,
+    "lenet-1": 2_578,
+    "lenet-5": 60_000,
     "overfeat-accurate": 144_656_488,
     "overfeat-fast": 145_920_872,
     "inception-v3": 27_161_264,
@@ -47,6 +49,8 @@ SMALL = {
     "imagenet-resnet-34": ({}, 64),
     "imagenet-resnet-50": ({}, 64),
     "inception-v3": ({"head": False}, 96),
+    "lenet-1": ({}, 28),
+    "lenet-5": ({}, 32),
     "nin": ({}, 67),
     "nin-cifar": ({}, 32),
     "overfeat-accurate": ({"hidden": (16, 16)}, 221),
@@ -94,6 +98,40 @@ def test_parameters_are_the_papers(name):
     assert parameters(on_meta(name)) == PARAMETERS[name]
 
 
+def test_lenet_5_has_the_parameters_of_each_layer():
+    counts = [parameters(layer) for layer in on_meta("lenet-5").children()]
+    assert [n for n in counts if n] == [156, 12, 1_516, 32, 48_120, 10_164]
+
+
+def test_lenet_5_reads_sixty_connections_and_no_other():
+    model = zoo.create("lenet-5")
+    layer = model.c3
+    assert len(layer.weight) == 60 and sorted(torch.bincount(layer.rows).tolist()) == [3] * 6 + [4] * 9 + [6]
+    assert torch.bincount(layer.cols).tolist() == [10] * 6  # each map of S2 is read as often
+    x = torch.randn(1, 6, 14, 14)
+    before = layer(x)
+    x[:, 3] += 1
+    touched = (layer(x) != before).amax((0, 2, 3)).nonzero().flatten().tolist()
+    assert touched == layer.rows[layer.cols == 3].tolist()
+
+
+def test_lenet_5_ends_in_the_distance_to_the_digits():
+    model, x = zoo.create("lenet-5"), torch.randn(3, 84)
+    distance = (x[:, None] - model.output.codes).square().sum(2)
+    assert torch.allclose((-distance).softmax(1), model.output(x).softmax(1), atol=1e-5)
+    assert set(model.output.codes.unique().tolist()) == {-1.0, 1.0}
+    assert len(model.output.codes.unique(dim=0)) == 10
+
+
+def test_a_trainable_average_is_the_sum_times_a_weight_and_a_bias():
+    layer = zoo.create("lenet-1").h2
+    with torch.no_grad():
+        layer.bias.fill_(0.5)
+    x = torch.randn(2, 4, 6, 6)
+    windows = x.unfold(2, 2, 2).unfold(3, 2, 2).sum((-1, -2))
+    assert torch.allclose(layer(x), windows * layer.weight[:, None, None] + 0.5, atol=1e-6)
+
+
 def test_googlenet_without_its_heads_has_the_parameters_that_are_used():
     assert parameters(on_meta("googlenet", heads=False)) == 6_998_552
     assert parameters(on_meta("googlenet").inception3a) == 163_328 + 368  # its weights, and a bias per map
@@ -134,6 +172,8 @@ def test_googlenet_trains_with_three_outputs_and_answers_with_one():
         ("overfeat-accurate", [108, 36, 30, 15, 15, 15, 15, 15, 5]),
         ("vgg-a", [224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14, 7]),
         ("zfnet-wide", [110, 55, 26, 13, 13, 13, 13, 6]),
+        ("lenet-1", [24, 12, 8, 4]),
+        ("lenet-5", [28, 14, 10, 5, 1]),
         ("sppnet", [110, 55, 27, 13, 13, 13, 13]),
         ("nin", [54, 54, 54, 27, 27, 27, 27, 13, 13, 13, 13, 6, 6, 6, 6]),
     ],
@@ -162,6 +202,18 @@ def test_blocks_survive_less_the_deeper_they_are_and_are_weighed_after_training(
     last, x = blocks[-1].train(), torch.rand(2, 64, 8, 8)
     kept = [not torch.equal(last(x), x) for _ in range(200)]
     assert 70 < sum(kept) < 130  # half; beyond this once in 40,000 runs
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("lenet-5", {"c1": 5, "s2": 6, "c3": 14, "s4": 16, "c5": 32}),
+        ("alexnet", {"features.0": 11, "features.4": 51, "features.8": 99, "features.10": 131, "features.12": 163}),
+    ],
+)
+def test_receptive_fields_are_as_wide_as_the_papers_layers_make_them(name, fields):
+    table = deconvviz.layers(zoo.create(name))
+    assert {layer: table[layer].receptive_field for layer in fields} == {n: (f, f) for n, f in fields.items()}
 
 
 @pytest.mark.parametrize(("name", "layers"), [("a", 11), ("a-lrn", 11), ("b", 13), ("c", 16), ("d", 16), ("e", 19)])
@@ -234,7 +286,7 @@ def test_it_audits_clean(small):
 
 def test_it_projects_and_occludes(small):
     model, images = small
-    result = deconvviz.project(model, images, layer=2, units=[0], top=1, progress=False)
+    result = deconvviz.project(model, images, layer=2, units=[0], k=1, progress=False)
     assert result.projections.abs().max() > 0
     side = images.shape[-1]
     found = deconvviz.occlude(model, images[:1], layer=2, size=side // 2, stride=side // 2, progress=False)
