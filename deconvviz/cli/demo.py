@@ -20,7 +20,17 @@ from .options import check_writable, write_figure
 LAYERS = (1, 2, 3, 4, 5)
 UNITS = 16
 EXPLORER = "report.html"
-_OCCLUDED = ("coffee", "chelsea", "hopper", "astronaut")  # photos of things, of which the network knows some
+# Units that a person can name at first sight, chosen by eye among all; other layers show units spread evenly.
+TELLING = {
+    "squeezenet-1.1": {
+        3: (68, 125, 150, 156, 171, 210, 211, 217, 232),
+        4: (168, 185, 206, 225, 234, 246, 290, 294, 369),
+        5: (19, 33, 85, 112, 163, 185, 344, 354, 424),
+    }
+}
+_MOST = {"squeezenet-1.1": 64}  # units of each layer in the explorer; of the others all
+_KNOWN = ("coffee", "chelsea", "hopper", "astronaut")  # photos of things, of which the small networks know some
+_OCCLUDED = {"squeezenet-1.1": ("coffee", "koala", "lighthouse")}
 _CAPTIONS = {
     1: "Edges of every direction and patches of colour. In the first layer a projection is a filter itself.",
     2: "Corners, crossings, parallel lines and curves: pieces made of several edges.",
@@ -33,16 +43,16 @@ _CAPTIONS = {
 def run(
     out: str | os.PathLike[str],
     *,
-    network: str = "zfnet64",
+    network: str = "squeezenet-1.1",
     seed: int | None = None,
     images: Any = None,
     weights: str | None = "bundled",
     most: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Write layer-1.png … layer-5.png, index.html with them and report.html with all units, for one network or both.
+    """Write layer-1.png … layer-5.png, index.html with them and report.html, for one network or the two of 64 pixels.
 
-    Both get a folder each.
+    These get a folder each.
 
     Example:
         >>> run("deconvviz-demo")  # doctest: +SKIP
@@ -50,11 +60,11 @@ def run(
 
     Args:
         out: The folder, made if it is not there.
-        network: "zfnet64", "alexnet64" or "both".
-        seed: Draws the units that are shown; None spreads them evenly over each layer.
+        network: "squeezenet-1.1", trained on ImageNet; "zfnet64", "alexnet64" or "both".
+        seed: Draws the units that are shown; None shows those of `TELLING` and else units spread evenly.
         images: Other images than the sample photos, as `project` takes them.
         weights: As `zoo.create` takes them.
-        most: How many of each layer's units the explorer holds, the strongest; None: all.
+        most: How many of each layer's units the explorer holds, the strongest; None: all, of SqueezeNet 64.
         progress: Say on stderr what is being done.
 
     Returns:
@@ -67,7 +77,7 @@ def run(
     started = time.perf_counter()
     model = create(network, weights=weights)
     _tell(progress, f"{network}: looking for the strongest images of every unit of layers 1-5")
-    facts = {"Images": "the sample photos, in windows"} if images is None else None
+    facts = {"Images": "the sample photos"} if images is None else None
     images = deconvviz.images.open_images(model, images)
     scan = deconvviz.top(
         model, images, layers=LAYERS, k=9, progress=progress
@@ -78,7 +88,7 @@ def run(
             model,
             images,
             layer=layer,
-            units=_units(len(scan[layer].values), seed),
+            units=_units(network, layer, len(scan[layer].values), seed),
             top=scan,
             progress=progress,
         )
@@ -86,23 +96,27 @@ def run(
         write_figure(picture, result.plot(title=f"{network}, layer {layer}"))
         _tell(progress, f"wrote {picture}")
         sections.append(_section(layer, result, picture.name))
+    most = most or _MOST.get(network)
     units: dict[str, Any] = {"units": "all"} if most is None else {"most": most}
-    _explorer(model, images, Path(out) / EXPLORER, top=scan, facts=facts, progress=progress, **units)
+    occluded = _OCCLUDED.get(network, _KNOWN)
+    _explorer(model, images, Path(out) / EXPLORER, occluded, top=scan, facts=facts, progress=progress, **units)
     took = f"{scan.count:,} images looked through, {time.perf_counter() - started:.0f} seconds in all"
     page = Path(out) / "index.html"
     _write(page, _page(model.card, sections, took).encode())
     return [page]
 
 
-def _explorer(model: Any, images: Any, page: Path, progress: bool, **options: Any) -> None:
+def _explorer(model: Any, images: Any, page: Path, occluded: Sequence[str], progress: bool, **options: Any) -> None:
     labels = images.labels or []
-    shown = [labels.index(name) for name in _OCCLUDED if name in labels]
+    shown = [labels.index(name) for name in occluded if name in labels]
     deconvviz.report(model, images, occlusion=shown or None, out=page, progress=progress, **options)
     _tell(progress, f"wrote {page}")
 
 
-def _units(count: int, seed: int | None) -> list[int] | None:
-    return None if seed is None else sorted(random.Random(seed).sample(range(count), min(UNITS, count)))
+def _units(network: str, layer: int, count: int, seed: int | None) -> Sequence[int] | None:
+    if seed is None:
+        return TELLING.get(network, {}).get(layer)
+    return sorted(random.Random(seed).sample(range(count), min(UNITS, count)))
 
 
 def _tell(progress: bool, line: str) -> None:

@@ -125,11 +125,15 @@ COMMANDS = (
     Command(
         "demo",
         "",
-        "layers 1-5 of a trained ZFNet as top-9 grids, with a page",
+        "layers 1-5 of a trained network as top-9 grids, with a page",
         (
             Option("--out", default="deconvviz-demo", type=folder, more={"metavar": "DIR"}),
-            Option("--network", default="zfnet64", more={"choices": ("zfnet64", "alexnet64", "both")}),
-            Option("--seed", "draws the units that are shown; default: spread evenly", type=int),
+            Option(
+                "--network",
+                default="squeezenet-1.1",
+                more={"choices": ("squeezenet-1.1", "zfnet64", "alexnet64", "both")},
+            ),
+            Option("--seed", "draws the units that are shown; default: telling ones", type=int),
             QUIET,
         ),
         "deconvviz demo --out pages",

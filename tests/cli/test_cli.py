@@ -366,7 +366,7 @@ def test_the_demo_writes_five_pictures_and_a_page_that_shows_them(tmp_path):
     for name in shown:
         with Image.open(page.parent / name) as picture:
             picture.verify()
-    assert "width=device-width" in text and "zfnet64" in text
+    assert "width=device-width" in text and "squeezenet-1.1" in text
     assert not re.search(r"https?://", text)
 
 
@@ -374,6 +374,14 @@ def test_the_demo_draws_other_units_for_another_seed(tmp_path):
     pages = [demo(tmp_path / str(seed), seed=seed)[0].parent for seed in (1, 2)]
     first, second = (Path(page, "layer-1.png").read_bytes() for page in pages)
     assert first != second
+
+
+def test_the_demo_shows_telling_units_and_takes_other_networks(tmp_path):
+    network = deconvviz.zoo.create("squeezenet-1.1")
+    for number, units in pages.TELLING["squeezenet-1.1"].items():
+        assert len(set(units)) == 9 and max(units) < deconvviz.layers(network)[number].units
+    (page,) = demo(tmp_path, network="zfnet64")
+    assert "zfnet64" in page.read_text(encoding="utf-8")
 
 
 def test_both_networks_get_a_folder_each(tmp_path):
