@@ -84,6 +84,7 @@ class OnDevice(Tensor):
     device = property(lambda self: HERE.device)
     is_cuda = property(lambda self: HERE.type == "cuda")
     is_cpu = property(lambda self: False)
+    is_meta = property(lambda self: False)
 
     @staticmethod
     def __new__(cls, value: Tensor) -> OnDevice:
@@ -329,7 +330,7 @@ def _cuda(here: Device) -> dict[str, Callable[..., Any]]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "device": lambda device: contextlib.nullcontext(),
+        "device": contextlib.nullcontext,
         "get_device_name": lambda device=None: "simulated",
         "is_bf16_supported": lambda *args, **kwargs: True,
         "synchronize": lambda device=None: here.wait("synchronize"),

@@ -1,5 +1,6 @@
 """Every public function on the simulated device: where the model is, the images are or both, the values are the CPU's."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -225,3 +226,73 @@ def test_other_kinds_of_images(name, kind, tmp_path):
         given = KINDS[kind](tmp_path)
         wanted = call(network(), given, **options)
         same(call(network().to("cuda"), given, **options), wanted)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for label, shade in (("dark", 70), ("light", 150)):
+        (folder / label).mkdir()
+        for i in range(12):
+            pixels = noise.normal(shade, 50, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    return folder
+
+
+def small():
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def trained(model, data, out, **options):
+    options = {"epochs": 3, "batch_size": 8, "lr": 0.05, "image_size": 14, "validation": 0.25, **SPEC, **options}
+    return deconvviz.train(model, data, out=out, **options)
+
+
+def losses(result):
+    return [(epoch.train_loss, epoch.val_loss, epoch.train_accuracy, epoch.top1) for epoch in result.history]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_killed_training_goes_on_as_if_nothing_had_been(data, tmp_path, dtype):
+    def kill(model, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with simulated():
+        whole = trained(small(), data, tmp_path / "whole", dtype=dtype, device="cuda")
+        with pytest.raises(KeyboardInterrupt):
+            trained(small(), data, tmp_path / "killed", dtype=dtype, device="cuda", on_epoch=kill)
+        seen = []
+        again = trained(
+            small(), data, tmp_path / "killed", dtype=dtype, device="cuda", on_epoch=lambda m, e: seen.append(e)
+        )
+    assert seen == [2, 3] and losses(again) == losses(whole)
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+
+
+@pytest.mark.parametrize("recipe", ["modern", "paper", "cifar"])  # crops inside, a clamp, a border of the mean
+def test_a_training_in_float32_is_the_cpu_s(data, tmp_path, recipe):
+    model = small()
+    model[5].p = 0.0  # a GPU's random numbers are its own
+    wanted = losses(trained(copy.deepcopy(model), data, tmp_path / "cpu", recipe=recipe, epochs=2, device="cpu"))
+    for free in (60 << 30, 1000):  # the images fit, or stay with the CPU
+        with simulated(free=free):
+            found = losses(trained(copy.deepcopy(model), data, tmp_path / f"{free}", recipe=recipe, epochs=2))
+        assert np.allclose(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_a_module_comes_home_with_its_parameters(data, tmp_path, home):
+    with simulated():
+        model = small().to(home)
+        parameters = list(model.parameters())
+        recorder = deconvviz.Recorder(tmp_path / "kept", layers=["0"], units=[0, 1], epochs=(1, 2))
+        trained(model, data, tmp_path / "out", epochs=2, device="cuda", recorder=recorder)
+        assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+        assert {p.device.type for p in model.parameters()} == {home}
+    assert deconvviz.Recording.load(tmp_path / "kept").epochs == (1, 2)

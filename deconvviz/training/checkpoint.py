@@ -42,12 +42,13 @@ def write(path: Path, signature: Mapping[str, Any], history: Sequence[Epoch], pa
         file.write(hashlib.blake2b(held.getbuffer(), digest_size=_SUM).digest() + _MARK)
 
 
-def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful], device: torch.device) -> list[Epoch]:
+def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[Epoch]:
     """Take the state back, if there is any, after checking that it is this run's; return its history."""
     if not path.exists():
         return []
     try:
-        state = torch.load(io.BytesIO(_contents(path)), map_location=device, weights_only=True)
+        # On the CPU: what loads its state copies it to where it is, and no GPU has to hold both.
+        state = torch.load(io.BytesIO(_contents(path)), map_location="cpu", weights_only=True)
         before, history = dict(state["signature"]), [Epoch(**row) for row in state["history"]]
         states = {name: state[name] for name in parts}
     except Exception as error:  # whatever a damaged file makes of itself

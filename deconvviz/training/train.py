@@ -224,7 +224,7 @@ def _lend(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _loop(run: Run, path: Path, signature: Mapping[str, Any], resume: bool, after: _After) -> list[Epoch]:
     """Train the epochs that the checkpoint at `path` does not hold."""
-    history = _checkpoint.read(path, signature, run.parts, run.device) if resume else []
+    history = _checkpoint.read(path, signature, run.parts) if resume else []
     if after.recorder is not None:
         after.recorder.follow(len(history))
     for number in range(len(history) + 1, run.recipe.epochs + 1):
@@ -289,7 +289,7 @@ class _Tally:
             return
         (step, lr, count, numbers), self.unseen = self.unseen, None
         loss, hits = numbers.tolist()
-        if not math.isfinite(numbers[0]):
+        if not math.isfinite(loss):
             raise ModelError(
                 f"the loss became {loss} at step {step} (epoch {self.number}, lr {lr:.3g}). "
                 "The checkpoint before it is untouched; train with a lower lr."
