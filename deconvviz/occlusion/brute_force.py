@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
 from ..model.table import Layer
 from ..tape.operations import Tape
-from ..tape.record import record
+from .answer import Pass
+from .confirm import Confirmation, sees_its_batch
+from .memory import MOST_ELEMENTS, Portions
+from .plan import Unbatched
 
 # receive(positions, output (b, classes), response (b, U, h, w) or None)
 Receive = Callable[["slice | Tensor", Tensor, "Tensor | None"], None]
 
-# Images in a batch, at most: a GPU wants many, a CPU as many as stay near its caches.
-MOST = {"cuda": 256, "cpu": 16}
+# Images in a batch, at most: an accelerator wants many, a CPU as many as stay near its caches.
+MOST_ON_CPU, MOST = 16, 256
 
 
 def run_boxes(
@@ -30,10 +31,11 @@ def run_boxes(
     *,
     memory: int,
     dtype: torch.dtype | None = None,
-) -> None:
+) -> str:
     """Run the network on the recorded image (1, C, H, W) with each of `boxes` (P, 4) covered by `fill` (C, H, W).
 
-    Must be called inside `untouched`. `receive` gets every position once, in batches.
+    Must be called inside `untouched`. `receive` gets every position once, in batches; where images of a batch see each
+    other, they run one by one, and what is returned says why.
     """
     image = tape.kept[0]
     edges = boxes.to(image.device)
@@ -45,7 +47,7 @@ def run_boxes(
         inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
         return torch.where(inside, fill, image)
 
-    _run(Pass(network, tape, layer, dtype), occluded, len(boxes), receive, memory)
+    return _run(Pass(network, tape, layer, dtype), occluded, len(boxes), receive, memory)
 
 
 def run_masks(
@@ -58,7 +60,7 @@ def run_masks(
     *,
     memory: int,
     dtype: torch.dtype | None = None,
-) -> None:
+) -> str:
     """Do what `run_boxes` does for masks (P, H, W), bool or from 0 (seen) to 1 (covered)."""
     image = tape.kept[0]
 
@@ -69,64 +71,44 @@ def run_masks(
         share = share.to(image)
         return image * (1 - share) + fill * share
 
-    _run(Pass(network, tape, layer, dtype), occluded, len(masks), receive, memory)
+    return _run(Pass(network, tape, layer, dtype), occluded, len(masks), receive, memory)
 
 
-class Pass:
-    """A forward pass that gives the output and one layer's response; `tape` is one image's pass, with its tensors.
-
-    `bytes` is about what one image of a batch needs.
-    """
-
-    def __init__(self, network: nn.Module, tape: Tape, layer: Layer | None, dtype: torch.dtype | None) -> None:
-        assert tape.output is not None
-        image = tape.kept[0]
-        self.network, self.layer, self.output = network, layer, tape.output
-        self.device, self.dtype = image.device, dtype
-        self.order = order_of(image)
-        # An operation's input and output, a skip connection, and what a convolution sets aside.
-        self.bytes = 4 * max(shape.numel() for shape in tape.shapes) * image.element_size()
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the output (b, classes) and the response (b, U, h, w) or None."""
-        with self._precision():
-            if self.layer is None:
-                return self.network(images), None
-            tape = record(self.network, images, keep={self.output, self.layer.value})
-        response = self.layer.as_maps(self.layer.response_in(tape))
-        if self.output not in tape.kept:
-            raise ModelError("the model takes another path for the occluded image; its output cannot be followed.")
-        return tape.kept[self.output], response
-
-    def _precision(self) -> contextlib.AbstractContextManager[None]:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+def _run(ask: Pass, occluded: Callable[[slice], Tensor], count: int, receive: Receive, memory: int) -> str:
+    most = min(memory // ask.bytes, MOST_ELEMENTS // ask.elements, MOST_ON_CPU if ask.device.type == "cpu" else MOST)
+    if min(most, count) <= 1:
+        _go(ask, occluded, count, receive, 1)
+        return ""
+    usual = ask.usual()
+    why = sees_its_batch(ask, usual)
+    if not why:
+        confirmation = Confirmation(ask, usual, ask.dtype)
+        _go(ask, occluded, count, receive, most, confirmation)
+        try:
+            changed, found = confirmation.most_changed()
+            for i, position in enumerate(changed.tolist()):
+                confirmation.check(found.row(i), occluded(slice(position, position + 1)))
+            return ""
+        except Unbatched:
+            why = "the model's answer for an image depends on the other images of its batch"
+    _go(ask, occluded, count, receive, 1)
+    return why
 
 
-def order_of(image: Tensor) -> torch.memory_format:
-    """Return the memory order that the model is known to take, the recorded image's."""
-    fast = image.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if fast else torch.contiguous_format
+def _go(
+    ask: Pass,
+    occluded: Callable[[slice], Tensor],
+    count: int,
+    receive: Receive,
+    most: int,
+    confirmation: Confirmation | None = None,
+) -> None:
+    def measure(positions: Tensor) -> None:
+        where = slice(int(positions[0]), int(positions[-1]) + 1)
+        answer = ask(occluded(where))
+        if confirmation is not None:
+            confirmation.watch(positions, answer)
+        receive(where, answer.output, answer.response)
 
-
-def _run(go: Pass, occluded: Callable[[slice], Tensor], count: int, receive: Receive, memory: int) -> None:
-    size, first = min(max(1, memory // go.bytes), MOST.get(go.device.type, MOST["cpu"])), 0
-    while first < count:
-        where = slice(first, min(first + size, count))
-        fits = _attempt(go, occluded, where, receive, last=where.stop - first == 1)
-        if fits:
-            first = where.stop
-        else:  # outside of the handler: the error holds on to the memory that it lacked
-            size = (where.stop - first) // 2
-            torch.cuda.empty_cache()
-
-
-def _attempt(go: Pass, occluded: Callable[[slice], Tensor], where: slice, receive: Receive, *, last: bool) -> bool:
-    try:
-        receive(where, *go(occluded(where).contiguous(memory_format=go.order)))
-    except torch.cuda.OutOfMemoryError:
-        if last:
-            raise
-        return False
-    return True
+    for _ in Portions(most).run(measure, torch.arange(count)):
+        pass

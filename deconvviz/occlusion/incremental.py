@@ -1,37 +1,33 @@
 """The exact scanner's fast path: only what the occluder can reach is computed again.
 
 The unoccluded pass is kept. For each position the changed part of every tensor is one window; around it the tensor is
-as it was. An operation with a local rule gathers the part of its input that its changed outputs read (unoccluded
+as it was. An operation that works on windows gathers the part of its input that its changed outputs read (unoccluded
 values with the changed window pasted in) and computes just those outputs. From the point where the windows cover
-the map, or where an operation has no local rule, whole tensors are computed.
+the map, or where an operation needs whole tensors, whole tensors are computed. `plan` says which is which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..errors import UnsupportedOp
+from ..devices import lacks_memory
 from ..model.table import Layer
-from ..rules import table as rules
-from ..rules.kinds import Kind
-from ..tape.arguments import Pair, bound
-from ..tape.operations import Op, Tape
-from .brute_force import order_of
-from .local import tensors, valid
-from .windows import Part, Place, Unoccluded
+from ..tape.operations import Op, Tape, mapped, tensors_in
+from .answer import Answer, Pass, recorded_answer
+from .confirm import Confirmation
+from .memory import MOST_ELEMENTS, Portions
+from .plan import FULL, RESHAPES, Plan, Step, Unbatched, Way
+from .windows import Part, Unoccluded, Window
 
-# Whole maps are cheaper than windows that cover more than this share of them: no gathering, larger convolutions.
-COVER = 0.8
 # The largest tensor of a batch of windows: big enough for the convolutions, small enough to stay near the caches.
 WINDOW_BYTES = 24 << 20
-# Positions near a border change less: they travel in batches of their own, this many sizes per axis.
-SIZES = 4
 
-FULL = "Use method='full'."
 Receive = Callable[[Tensor, Tensor, "Tensor | None"], None]
 
 
@@ -50,107 +46,64 @@ def run_boxes(
 
     Must be called inside `untouched`. `tape` has all tensors of the image's own pass, `fill` is (C, H, W), `boxes` are
     (P, 4), `response` is the layer's (b, units, height, width) or None. `memory` bounds the bytes of one batch.
+
+    Raises:
+        Unbatched: The network cannot be followed for several images at once, or does otherwise than was recorded.
     """
     image = tape.kept[0]
     with torch.autocast(image.device.type, dtype, enabled=dtype not in (None, image.dtype)):
-        scanner = _Scanner(tape, layer, fill, boxes, memory)
-        for number, (positions, output, response) in enumerate(scanner.run()):
-            if number == 0 and dtype in (None, image.dtype):
-                one = scanner.occluded(boxes[positions[:1]]).contiguous(memory_format=order_of(image))
-                _confirm(network, one, output[:1])
+        runner = _Runner(Plan.of(tape, layer, boxes), layer, fill, memory, exact=dtype in (None, image.dtype))
+        # The network's own precision is that of the scan: the autocast above holds for it, too.
+        confirmation = Confirmation(Pass(network, tape, layer, None), recorded_answer(tape, layer), dtype)
+        middle = runner.plan.boxes[len(boxes) // 2]
+        confirmation.check(runner.probe(middle), runner.occluded(middle[None]))
+        for positions, output, response in runner.run():
+            confirmation.watch(positions, Answer(output, response))
             receive(positions, output, response)
+        changed, answer = confirmation.most_changed()
+        confirmation.check(answer, runner.occluded(runner.plan.boxes[changed]))
 
 
-class Unbatched(UnsupportedOp):
-    """An operation that was recorded for one image does not run for several as it stands."""
+class _Runner:
+    """Computes what a plan says."""
 
-
-def _confirm(network: nn.Module, occluded: Tensor, output: Tensor) -> None:
-    """Run one occluded image through the network itself; a network that mixes the batch gives something else."""
-    expected = network(occluded)
-    if not torch.allclose(output, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
-        raise UnsupportedOp(
-            "the network's output for an image depends on the other images of its batch, or on more than its input; "
-            "use method='full', memory=1 to run the occluded images one by one."
-        )
-
-
-class _Scanner:
-    def __init__(self, tape: Tape, layer: Layer | None, fill: Tensor, boxes: Tensor, memory: int) -> None:
-        assert tape.output is not None
-        self.tape, self.layer, self.fill, self.boxes = tape, layer, fill, boxes
-        self.kept, self.reaches = Unoccluded(tape), rules.reach_all(tape)
-        self.ops = tape.needed_for({tape.output} | ({layer.value} if layer else set()))
-        self.last_use = {v: i for i, op in enumerate(self.ops) for v in op.inputs}
-        self.uses = {v: sum(v in op.inputs for op in self.ops) for v in self.last_use}
-        self.cut = self._cut()
-        self.large, self.small = self._batches(memory)
+    def __init__(self, plan: Plan, layer: Layer | None, fill: Tensor, memory: int, *, exact: bool) -> None:
+        self.plan, self.layer, self.fill, self.exact = plan, layer, fill, exact
+        self.tape, self.kept = plan.tape, Unoccluded(plan.tape)
+        self.memory = memory
+        ends = sum(self.tape.shapes[v][1:].numel() for v in plan.crossing)
+        if layer is not None:
+            ends += self.tape.shapes[layer.value][1:].numel()
+        bytes_each = self.tape.kept[0].element_size() * max(1, ends)
+        self.large = Portions(min(int(memory / 4 / bytes_each), MOST_ELEMENTS // max(1, ends)))
 
     def run(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield (positions, outputs, responses), batch by batch."""
-        for batch in _gathered(self._groups(), self.large):
-            heads, responses = [], []
-            for group in batch:
-                parts = {0: self.windows(self.boxes[group])}
-                response = self._advance(parts, 0, self.cut)
-                heads.append({v: self.kept.whole(v, parts[v]) for v in self._crossing()})
-                if response is not None:
-                    responses.append(response)
-            joined = {v: Part(torch.cat([h[v] for h in heads])) for v in heads[0]}
-            late = self._advance(joined, self.cut, len(self.ops))
-            assert self.tape.output is not None
-            output = self.kept.whole(self.tape.output, joined[self.tape.output])
-            yield torch.cat(batch), output, torch.cat(responses) if responses else late
+        waiting: list[tuple[Tensor, dict[int, Tensor], Tensor | None]] = []
+        limit = len(self.plan.boxes)
+        for group in self.plan.groups():
+            fits = min(self._most(self.plan.boxes[group]), self.large.most, limit)
+            small = Portions(fits)
+            for early in small.run(self._early, group):
+                if waiting and sum(len(w[0]) for w in waiting) + len(early[0]) > self.large.most:
+                    yield from self._late(waiting)
+                    waiting = []
+                waiting.append(early)
+            limit = limit if small.most == fits else small.most
+        if waiting:
+            yield from self._late(waiting)
 
-    def _groups(self) -> Iterator[Tensor]:
-        """Yield position numbers in batches of at most `small` that change about as much."""
-        sizes = [self._sizes(axis) for axis in (0, 1)]
-        group = sizes[0] * SIZES + sizes[1]
-        for number in group.unique().tolist():
-            yield from (group == number).nonzero().flatten().split(self.small)
-
-    def _sizes(self, axis: int) -> Tensor:
-        """Class each position by the share of the maps' rows (columns) that it changes, weighted by work."""
-        low, high = self.boxes[:, axis].numpy()[:, None], self.boxes[:, 2 + axis].numpy()[:, None]
-        share = np.zeros(len(self.boxes))
-        for op in self.ops:
-            reach = self.reaches[op.outputs[0]]
-            if op.short == "conv2d" and reach.dims == (2, 3):
-                span = (reach.rows, reach.cols)[axis]
-                work = self.tape.shapes[op.outputs[0]].numel() * bound(op)["weight"][0].numel()
-                share += work * ((span.lo < high) & (span.hi > low)).mean(1)
-        scaled = (share - share.min()) / max(float(np.ptp(share)), 1e-9)
-        return torch.from_numpy(np.minimum((scaled * SIZES).astype(np.int64), SIZES - 1))
-
-    def _advance(self, parts: dict[int, Part], start: int, stop: int) -> Tensor | None:
-        """Run operations `start` to `stop` on `parts`; return the layer's response if it came by."""
-        response, keep = None, {self.tape.output}
-        for i in range(start, stop):
-            op = self.ops[i]
-            for value, part in zip(op.outputs, self._step(op, [parts[v] for v in op.inputs]), strict=True):
-                parts[value] = part
-                if self.layer is not None and value == self.layer.value:
-                    response = self.layer.as_maps(self.kept.whole(value, part)).contiguous()
-            for value in set(op.inputs) - keep:
-                if self.last_use[value] == i:
-                    del parts[value]
-        return response
-
-    def _step(self, op: Op, inputs: list[Part]) -> list[Part]:
-        if all(p.rows is not None for p in inputs):
-            if rules.kind_of(op) is Kind.CONVOLUTION and rules.RULES[op.short].local(op, self.tape):
-                out = self._slide(op, inputs[0], tuple(bound(op)["weight"].shape[2:]), 0.0)
-            elif op.short == "max_pool2d" and not bound(op)["return_indices"]:
-                out = self._slide(op, inputs[0], bound(op)["kernel_size"], -torch.inf)
-            elif op.short == "avg_pool2d" and rules.RULES["avg_pool2d"].local(op, self.tape):
-                out = self._slide(op, inputs[0], bound(op)["kernel_size"], 0.0)
-            else:
-                out = self._in_place(op, inputs)
-            if out is not None:
-                return out
-        return [
-            Part(x) for x in self._replay(op, [self.kept.whole(v, p) for v, p in zip(op.inputs, inputs, strict=True)])
-        ]
+    def probe(self, box: Tensor) -> Answer:
+        """Answer for one box in a batch between others whose occluder is not a number: nothing of them may get in."""
+        part = self.windows(box.expand(3, 4))
+        part.data[0] = part.data[2] = torch.nan
+        parts = {0: part}
+        windows = self.plan.windows(box.expand(3, 4))
+        response = self._advance(parts, 0, self.plan.cut, windows)
+        whole = {v: Part(self.kept.whole(v, parts[v])) for v in self.plan.crossing}
+        late = self._advance(whole, self.plan.cut, len(self.plan.steps), {})
+        response = late if response is None else response
+        return Answer(self._output(whole)[1:2], None if response is None else response[1:2])
 
     def occluded(self, boxes: Tensor) -> Tensor:
         """The whole occluded images (B, C, H, W)."""
@@ -159,141 +112,172 @@ class _Scanner:
     def windows(self, boxes: Tensor) -> Part:
         """Windows of the occluded image, as large as the largest occluder."""
         height, width = self.tape.shapes[0][-2:]
-        rows, h = Place.around(boxes[:, 0], boxes[:, 2], height)
-        cols, w = Place.around(boxes[:, 1], boxes[:, 3], width)
-        data = self.kept.gather(0, None, rows.start, cols.start, (h, w))
-        row, col = rows.start[:, None] + torch.arange(h), cols.start[:, None] + torch.arange(w)
-        inside = ((row >= rows.low[:, None]) & (row < rows.high[:, None]))[:, None, :, None] & (
-            (col >= cols.low[:, None]) & (col < cols.high[:, None])
-        )[:, None, None, :]
-        index = (row[:, :, None] * width + col[:, None, :]).to(data.device)
-        cover = self.fill.flatten(1)[:, index].movedim(0, 1).to(data.dtype)
-        return Part(torch.where(inside.to(data.device), cover, data), rows, cols)
+        window = Window.around(boxes, (height, width))
+        rows, cols = window.rows, window.cols
+        data = self.kept.gather(0, None, rows.start, cols.start, window.size)
+        edges = [rows.start, rows.low, rows.high, cols.start, cols.low, cols.high]
+        at = torch.stack(edges).to(data.device)[:, :, None]
+        row = at[0] + torch.arange(rows.size, device=data.device)
+        col = at[3] + torch.arange(cols.size, device=data.device)
+        inside = ((row >= at[1]) & (row < at[2]))[:, None, :, None] & ((col >= at[4]) & (col < at[5]))[:, None, None, :]
+        cover = self.fill.flatten(1)[:, row[:, :, None] * width + col[:, None, :]].movedim(0, 1).to(data.dtype)
+        return Part(torch.where(inside, cover, data), window)
 
-    def _slide(self, op: Op, part: Part, kernel: Pair, outside: float) -> list[Part] | None:
-        """Run a convolution or a pool on what its changed outputs read; None when that is most of the map."""
-        p, shape, (out_h, out_w) = bound(op), self.tape.shapes[op.inputs[0]], self.tape.shapes[op.outputs[0]][-2:]
-        assert part.rows is not None and part.cols is not None
-        places, counts, reads, borders = [], [], [], []
-        for axis, (place, out) in enumerate(((part.rows, out_h), (part.cols, out_w))):
-            stride, padding = p["stride"][axis], p["padding"][axis]
-            span = (kernel[axis] - 1) * p.get("dilation", (1, 1))[axis]
-            low = -((span - padding - place.low) // stride)  # ceil: the first output that reads what changed
-            high = (place.high - 1 + padding) // stride + 1
-            place, count = Place.around(low.clamp(0, out), high.clamp(0, out), out)
-            places.append(place)
-            counts.append(count)
-            reads.append((count - 1) * stride + span + 1)
-            borders.append((padding, max(0, (out - 1) * stride + span + 1 - padding - shape[2 + axis])))
-        if counts[0] * counts[1] > COVER * out_h * out_w:
-            return None
-        rows, cols = places
-        top, left = rows.start * p["stride"][0], cols.start * p["stride"][1]  # on the padded map
-        edges, read = (*borders[1], *borders[0]), (reads[0], reads[1])
-        data = self.kept.gather(op.inputs[0], part, top, left, read, edges, outside)
-        return [Part(valid(op, p, kernel, data), rows, cols)]
+    def _most(self, boxes: Tensor) -> int:
+        """How many positions of a group fit into one batch of windows."""
+        size, largest = self.tape.kept[0].element_size(), self.plan.largest(boxes)
+        room = min(self.memory / 4, WINDOW_BYTES) if self.fill.device.type == "cpu" else self.memory / 8
+        return max(1, min(int(room / (size * largest)), MOST_ELEMENTS // largest))
 
-    def _in_place(self, op: Op, inputs: list[Part]) -> list[Part] | None:
-        """Run an operation whose outputs sit where its inputs do; None when it moves or mixes positions."""
-        if not rules.stays(op, self.tape, self.reaches):
-            return None
-        kind = rules.kind_of(op)
-        if kind is Kind.BORDER:
-            return self._border(op, inputs[0])
-        if len(inputs) > 1:
-            joined = self.kept.join(op.inputs, inputs, self.tape.shapes[op.outputs[0]], COVER)
-            if joined is None:
-                return None
-            inputs = joined
-        part = inputs[0]
-        if kind is Kind.VIEW:
-            shapes = [self.tape.shapes[v] for v in op.outputs]
-            if op.short in ("view", "reshape", "view_as", "reshape_as", "unflatten", "flatten"):
-                data = [part.data.reshape(len(part.data), *shapes[0][1:-2], *part.data.shape[-2:])]
+    def _early(self, positions: Tensor) -> tuple[Tensor, dict[int, Tensor], Tensor | None]:
+        boxes = self.plan.boxes[positions]
+        parts = {0: self.windows(boxes)}
+        response = self._advance(parts, 0, self.plan.cut, self.plan.windows(boxes))
+        return positions, {v: self.kept.whole(v, parts[v]) for v in self.plan.crossing}, response
+
+    def _late(
+        self, waiting: Sequence[tuple[Tensor, dict[int, Tensor], Tensor | None]]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        positions = torch.cat([w[0] for w in waiting])
+        heads = {v: torch.cat([w[1][v] for w in waiting]) for v in self.plan.crossing}
+        early = [w[2] for w in waiting if w[2] is not None]
+        responses = torch.cat(early) if early else None
+
+        def finish(rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            where = slice(int(rows[0]), int(rows[-1]) + 1)
+            parts = {v: Part(head[where]) for v, head in heads.items()}
+            late = self._advance(parts, self.plan.cut, len(self.plan.steps), {})
+            return positions[where], self._output(parts), late if responses is None else responses[where]
+
+        yield from self.large.run(finish, torch.arange(len(positions)))
+
+    def _output(self, parts: dict[int, Part]) -> Tensor:
+        assert self.tape.output is not None
+        return self.kept.whole(self.tape.output, parts[self.tape.output])
+
+    def _advance(
+        self, parts: dict[int, Part], start: int, stop: int, windows: dict[int, Window | None]
+    ) -> Tensor | None:
+        """Run steps `start` to `stop` on `parts`; return the layer's response if it came by."""
+        response = None
+        for step in self.plan.steps[start:stop]:
+            window = windows.get(step.op.outputs[0])
+            for value, part in zip(step.op.outputs, self._step(step, parts, window), strict=True):
+                parts[value] = part
+                if self.layer is not None and value == self.layer.value:
+                    response = self.layer.as_maps(self.kept.whole(value, part)).contiguous()
+            for value in step.frees:
+                del parts[value]
+        return response
+
+    def _step(self, step: Step, parts: dict[int, Part], window: Window | None) -> list[Part]:
+        inputs = [parts[v] for v in step.op.inputs]
+        if window is not None and all(part.window is not None for part in inputs):
+            data = self._on_windows(step, inputs, window)
+            if data is not None:
+                return [Part(x, window) for x in data]
+        whole = [self.kept.whole(v, part) for v, part in zip(step.op.inputs, inputs, strict=True)]
+        return [Part(x) for x in self._on_whole(step.op, whole)]
+
+    # ---- on windows ----
+
+    def _on_windows(self, step: Step, parts: list[Part], window: Window) -> list[Tensor] | None:
+        """Run a step on windows; None where it does not work on tensors of that size."""
+        op = step.op
+        try:
+            if step.way is Way.SLIDE:
+                data = [self._slide(step, parts[0], window)]
+            elif step.way is Way.BORDER:
+                data = [self._border(step, parts[0], window)]
             else:
-                data = tensors(op.replay([part.data]))
-        elif op.short == "relu":
-            alone = self.uses[op.inputs[0]] == 1 and op.inputs[0] != getattr(self.layer, "value", None)
-            data = [part.data.relu_() if alone else part.data.relu()]
-        else:
-            data = tensors(op.replay([x.data for x in inputs]))
-        return [Part(x, part.rows, part.cols) for x in data]
+                inputs = [self.kept.at(v, p, window) for v, p in zip(op.inputs, parts, strict=True)]
+                data = self._in_place(step, inputs, window)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if lacks_memory(error) or step.way is Way.SLIDE:
+                raise
+            return None
+        count = len(parts[0].data)
+        for value, tensor in zip(op.outputs, data, strict=True):
+            if tensor.shape != (count, *self.tape.shapes[value][1:-2], *window.size):
+                return None
+            self._check_precision(op, value, tensor)
+        return data
 
-    def _border(self, op: Op, part: Part) -> list[Part]:
-        margins = bound(op)["pad"]
-        assert part.rows is not None and part.cols is not None
-        return [Part(part.data, part.rows.shift(margins[2] if len(margins) > 2 else 0), part.cols.shift(margins[0]))]
+    def _slide(self, step: Step, part: Part, window: Window) -> Tensor:
+        """Run a convolution or a pool on what its changed outputs read: the windows bring their own borders."""
+        op, p, value = step.op, step.arguments, step.op.inputs[0]
+        borders = step.borders(self.tape.shapes[value], self.tape.shapes[op.outputs[0]])
+        read = step.reads(0, window.rows.size), step.reads(1, window.cols.size)
+        top, left = window.rows.start * p["stride"][0], window.cols.start * p["stride"][1]  # on the padded map
+        outside = -torch.inf if op.short == "max_pool2d" else 0.0
+        data = self.kept.gather(value, part, top, left, read, borders, outside)
+        if op.short == "conv2d":
+            return F.conv2d(data, p["weight"], p["bias"], p["stride"], 0, p["dilation"], p["groups"])
+        if op.short == "max_pool2d":
+            return F.max_pool2d(data, step.kernel, p["stride"], 0, p["dilation"])
+        return F.avg_pool2d(data, step.kernel, p["stride"], 0, divisor_override=p["divisor_override"])
 
-    def _replay(self, op: Op, inputs: list[Tensor]) -> list[Tensor]:
+    def _border(self, step: Step, part: Part, window: Window) -> Tensor:
+        left, right, top, bottom = step.margins()
+        if min(left, right, top, bottom) >= 0:
+            return part.data
+        borders = max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)
+        first = window.rows.start + max(-top, 0), window.cols.start + max(-left, 0)
+        return self.kept.gather(step.op.inputs[0], part, *first, window.size, borders, step.arguments["value"] or 0.0)
+
+    def _in_place(self, step: Step, inputs: list[Tensor], window: Window) -> list[Tensor]:
+        """Run a step whose outputs sit where its inputs do."""
+        op, shapes = step.op, self.tape.shapes
+        if op.short == "relu":
+            return [inputs[0].relu_() if step.alone else inputs[0].relu()]
+        if step.way is Way.VIEW and op.short in RESHAPES:
+            return [inputs[0].reshape(len(inputs[0]), *shapes[op.outputs[0]][1:-2], *window.size)]
+        if step.way is Way.POINTWISE:
+            op = _with_constants(op, lambda x: self.kept.crop(x, window, shapes[op.outputs[0]]))
+        elif step.way is Way.JOIN:
+            count, shape = len(inputs[0]), shapes[op.outputs[0]]
+            op = _with_constants(op, lambda x: self._spread(self.kept.crop(x, window, shape), count, window))
+        return list(tensors_in(op.replay(inputs)))
+
+    def _spread(self, constant: Tensor, count: int, window: Window) -> Tensor:
+        return constant.expand(count, *constant.shape[1:-2], *window.size)
+
+    # ---- on whole tensors ----
+
+    def _on_whole(self, op: Op, inputs: list[Tensor]) -> list[Tensor]:
         """Run an operation on whole tensors of B positions; it was recorded with one image."""
         count = len(inputs[0])
         try:
             out = self._replayed(op, inputs, count)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
+            if lacks_memory(error):
+                raise
             raise Unbatched(f"{op.where} ran for one image and cannot for several: {error}. {FULL}") from error
         for value, tensor in zip(op.outputs, out, strict=True):
             if tensor.shape != (count, *self.tape.shapes[value][1:]):
                 raise Unbatched(f"{op.where} mixes images of a batch. {FULL}")
+            self._check_precision(op, value, tensor)
         return out
 
     def _replayed(self, op: Op, inputs: list[Tensor], count: int) -> list[Tensor]:
-        if op.short in ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as"):
+        if op.short in RESHAPES:
             return [inputs[0].reshape(count, *self.tape.shapes[op.outputs[0]][1:])]
-        if op.short in ("expand", "expand_as", "repeat", "tile"):
-            return [torch.cat([op.replay([x[i : i + 1] for x in inputs]) for i in range(count)])]
-        return tensors(op.replay(inputs))
+        if op.short in ("expand", "expand_as"):
+            return [inputs[0].expand(count, *self.tape.shapes[op.outputs[0]][1:])]
+        if op.short in ("cat", "concat", "concatenate") and inputs[0].dim() == 4:
+            op = _with_constants(op, lambda x: x.expand(count, *x.shape[1:]) if x.dim() == 4 else x)
+        return list(tensors_in(op.replay(inputs)))
 
-    def _cut(self) -> int:
-        """The operation from which positions run in large batches: behind the last convolution and pool.
-
-        Fully connected layers read their weights once a batch, so the batch should be all positions.
-        """
-        cut = 0
-        for i, op in enumerate(self.ops):
-            if len(self.tape.shapes[op.inputs[0]]) == 4 and self.tape.shapes[op.inputs[0]][-2:] != (1, 1):
-                cut = i + 1
-        return cut
-
-    def _crossing(self) -> list[int]:
-        made = {v for op in self.ops[: self.cut] for v in op.outputs} | {0}
-        read = {v for op in self.ops[self.cut :] for v in op.inputs} | {self.tape.output}
-        return sorted(v for v in made & read if v is not None)
-
-    def _batches(self, memory: int) -> tuple[int, int]:
-        size = self.tape.kept[0].element_size()
-        ends = sum(self.tape.shapes[v][1:].numel() for v in self._crossing())
-        if self.layer is not None:
-            ends += self.tape.shapes[self.layer.value][1:].numel()
-        large = max(1, int(memory / 4 / (size * max(1, ends))))
-        largest = self._largest_window()
-        small = max(1, int(min(memory / 4, WINDOW_BYTES) / (size * largest)))
-        if self.fill.device.type == "cuda":
-            small = max(1, int(memory / 8 / (size * largest)))
-        return large, min(small, large)
-
-    def _largest_window(self) -> int:
-        """Elements of the largest tensor of one position, found by sending one position through."""
-        middle = self.boxes[len(self.boxes) // 2 : len(self.boxes) // 2 + 1]
-        parts, largest = {0: self.windows(middle)}, 1
-        for i, op in enumerate(self.ops[: self.cut]):
-            for value, part in zip(op.outputs, self._step(op, [parts[v] for v in op.inputs]), strict=True):
-                parts[value] = part
-                largest = max(largest, part.data[0].numel())
-            for value in set(op.inputs) - {self.tape.output}:
-                if self.last_use[value] == i:
-                    del parts[value]
-        return largest
+    def _check_precision(self, op: Op, value: int, tensor: Tensor) -> None:
+        recorded = self.tape.kept[value].dtype
+        if self.exact and tensor.dtype != recorded:
+            raise Unbatched(f"{op.where} ran in {recorded} in the model, by a setting of its own. {FULL}")
 
 
-def _gathered(groups: Iterator[Tensor], limit: int) -> Iterator[list[Tensor]]:
-    """Join groups to batches of at most `limit` positions (one group at the least)."""
-    batch: list[Tensor] = []
-    for group in groups:
-        if batch and sum(map(len, batch)) + len(group) > limit:
-            yield batch
-            batch = []
-        batch.append(group)
-    if batch:
-        yield batch
+def _with_constants(op: Op, change: Callable[[Tensor], Tensor]) -> Op:
+    """Return the operation with its constant tensors changed."""
+
+    def put(x: Any) -> Any:
+        return change(x) if isinstance(x, Tensor) else x
+
+    return replace(op, args=mapped(op.args, put), kwargs=mapped(op.kwargs, put))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,12 @@ class Targets:
         if target is None:
             return cls(None, False, layer)
         several = isinstance(target, Sequence) and not isinstance(target, (str, tuple))
+        several |= isinstance(target, (Tensor, np.ndarray)) and target.ndim == 1  # such as `topk(3).indices`
         wanted = list(target) if several else [target]
         if not wanted:
             raise OptionError("target is an empty list; give some classes, or None for the most probable one.")
-        layers = {layer, *(t[0] for t in wanted if isinstance(t, tuple) and len(t) == 2)} - {None}
+        named = [layer, *(t[0] for t in wanted if isinstance(t, tuple) and len(t) == 2)]
+        layers = {int(x) if is_whole(x) else x for x in named if x is not None}
         if len(layers) > 1:
             raise OptionError(f"one layer can be measured in one scan, got {', '.join(map(repr, layers))}.")
         return cls(tuple(map(_one, wanted)), several, next(iter(layers), None))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import ImageError, ModelError, OptionError, UnsupportedOp
+from ..errors import ImageError, OptionError, UnsupportedOp
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images import ImageSet, open_images
 from ..model.output import check_output, class_names
@@ -21,9 +21,9 @@ from ..model.table import Layer, LayerTable, find
 from ..rules import table as rules
 from ..tape.operations import Tape
 from ..tape.record import record_fast
-from .brute_force import Pass
+from .answer import Answer, Pass, recorded_answer
+from .confirm import TRIALS, Dice, check_repeats
 from .fill import Filling
-from .incremental import Unbatched
 from .meter import Meter, Targets
 from .occluder import Occluder, grid, of_masks
 from .result import Occlusion
@@ -63,15 +63,17 @@ def occlude(
         (torch.Size([7, 7]), torch.Size([7, 7]), torch.Size([64, 64]))
 
     One scan gives all maps. Only what the occluder can reach is computed again (`method="incremental"`, exact);
-    `method="full"` runs the whole network on every occluded image. The model is left as it was, also after Ctrl-C.
+    `method="full"` runs the whole network on every occluded image. Both are compared with the network itself, where the
+    answer changed most among others: what the fast way cannot do runs in full, and images that see each other in a
+    batch run one by one; the result's `note` says why. The model is left as it was, also after Ctrl-C.
 
     Args:
         model: Any network that returns (N, classes).
         image: (C, H, W) or (N, C, H, W) in the model's input space, a PIL image, a file, a folder, or anything else
             `deconvviz.project` takes.
-        target: A class; a function of the output, (b, classes) to (b,); (layer, unit) for a unit's summed map;
-            (layer, function of its response (b, units, h, w)); a list of these, measured at once; or None, the
-            class that is most probable in the unoccluded image.
+        target: A class (an int, numpy's or a tensor's); a function of the output, (b, classes) to (b,); (layer, unit)
+            for a unit's summed map; (layer, function of its response (b, units, h, w)); a list of these, measured at
+            once; or None, the class that is most probable in the unoccluded image.
         layer: Number or module path of the layer whose strongest map is followed, strongest by its sum over the
             unoccluded image; None takes the deepest that has a number.
         size: Pixels, or (height, width); None: a seventh of the short side, 32 px of 224.
@@ -101,7 +103,7 @@ def occlude(
 
     Raises:
         OptionError: An occluder larger than the image, a stride of 0, a target out of range, unfit masks …
-        ModelError: The output is not (N, classes), or not finite.
+        ModelError: The output is not (N, classes), or not finite; or the same image gets another answer each time.
         ImageError, LayerError, UnitError, UnsupportedOp: As their names say.
 
     Source:
@@ -147,13 +149,6 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _output_of(tape: Tape, layer: Layer | None) -> tuple[Tensor, Tensor | None]:
-    """Return what a pass over one image gave: the output (1, classes) and the layer's response."""
-    if tape.output is None:
-        raise ModelError("the model's output is not a tensor, expected (N, classes). Wrap it to return the scores.")
-    return tape.kept[tape.output], None if layer is None else layer.as_maps(layer.response_in(tape))
-
-
 @dataclass(frozen=True)
 class _Task:
     """One image (1, C, H, W) and everything that was asked about it."""
@@ -172,29 +167,26 @@ class _Task:
         """Scan the image."""
         image = self.taken.to(*placement(self.model))
         fill, fill_name = self.filling.on(self.taken[0], self.occluder.size)
-        method = self.settings.path(self.occluder)
+        self.settings.check(self.occluder)
         with untouched(self.model) as network:
             # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
+            dice = Dice(image.device)
             tape = record_fast(network, image, keep=None, saver=rules.Saving())
             layer = self._layer(tape)
-            output, response = _output_of(tape, layer)
-            meter = exact = self._meter(output, response, layer)
+            usual = recorded_answer(tape, layer)
+            meter = exact = self._meter(usual, layer)
+            if dice.rolled():
+                check_repeats(Pass(network, tape, layer, None), usual, TRIALS)
             if self.settings.dtype is not None:
-                meter = self._meter(*Pass(network, tape, layer, self.settings.dtype)(tape.kept[0]), layer)
+                meter = self._meter(Pass(network, tape, layer, self.settings.dtype).usual(), layer)
             names = class_names(self.model, self.preprocess, self.names, meter.classes)
             shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
             scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
-            try:
-                maps, measured = scan.run(meter, title)
-            except Unbatched:
-                if method == self.settings.method:  # asked for
-                    raise
-                method = "full"
-                scan = replace(scan, settings=replace(self.settings, method=method))
-                maps, measured = scan.run(meter, title)
-            deviation = scan.deviation(maps, measured, exact)
-        facts = {"fill_name": fill_name, "method": method, "deviation": deviation, "class_names": names}
-        return self._result(meter, layer, maps, fill=_on_cpu(fill), measured=measured, **facts, **shown)
+            found = scan.run(meter, title)
+            deviation = scan.deviation(found, exact)
+        facts: dict[str, Any] = {"fill_name": fill_name, "deviation": deviation, "class_names": names}
+        facts |= {"measured": found.measured, "method": found.method, "note": found.note}
+        return self._result(meter, layer, found.maps, fill=_on_cpu(fill), **facts, **shown)
 
     def _layer(self, tape: Tape) -> Layer | None:
         """Return the layer asked for, or the deepest numbered one that comes before the output."""
@@ -204,10 +196,10 @@ class _Task:
         numbered = LayerTable(rows, (0, 0, 0)).numbered
         return numbered[-1] if numbered else None
 
-    def _meter(self, output: Tensor, response: Tensor | None, layer: Layer | None) -> Meter:
-        targets = self.targets.resolved(check_output(output), layer)
-        unit = None if response is None else int(response[0].sum((1, 2)).argmax())
-        return Meter(targets, unit, output, response)
+    def _meter(self, usual: Answer, layer: Layer | None) -> Meter:
+        targets = self.targets.resolved(check_output(usual.output), layer)
+        unit = None if usual.response is None else int(usual.response[0].sum((1, 2)).argmax())
+        return Meter(targets, unit, usual.output, usual.response)
 
     def _projections(self, tape: Tape, layer: Layer | None, unit: int | None) -> dict[str, Any]:
         """Return the fields for panel (c)."""

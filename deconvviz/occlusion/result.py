@@ -39,6 +39,7 @@ class Occlusion(Result):
         projection: (C, H, W) the map's strongest activation in the unoccluded image, carried back to pixels by the
             deconvnet; None where an operation has no rule.
         other_patches, other_projections: (K, C, h, w) the top patches of `unit` among `others`, and their projections.
+        method: "incremental" or "full"; `note` says why it was not the fast one, or why images ran one by one, or "".
         deviation: for a lower precision, each map's largest difference from the model's own on a sample.
     """
 
@@ -64,6 +65,7 @@ class Occlusion(Result):
     stride: tuple[int, int] | None = None
     fill_name: str = ""
     method: str = ""
+    note: str = ""
     deviation: dict[str, float] | None = None
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,13 @@ from tqdm import tqdm
 from ..errors import OptionError
 from ..model.table import Layer
 from ..tape.operations import Tape
-from . import brute_force, incremental
+from . import brute_force, incremental, memory
 from . import refine as _refine
 from .meter import Meter
 from .occluder import Occluder
 
-CPU_BYTES = 1_000_000_000
-GPU_SHARE = 0.5  # of what is free
+_log = logging.getLogger("deconvviz")
+
 SAMPLE = 16  # positions that a lower precision is checked at
 
 
@@ -46,17 +47,24 @@ class Settings:
 
     def budget(self, device: torch.device) -> int:
         """Return the bytes that batches may take."""
-        if self.memory is not None:
-            return self.memory
-        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else CPU_BYTES
+        return memory.budget(device) if self.memory is None else self.memory
 
-    def path(self, occluder: Occluder) -> str:
-        """Choose the way: the fast one wherever every position is a box."""
+    def check(self, occluder: Occluder) -> None:
+        """Refuse what does not go with these positions."""
         if occluder.boxes is None and self.method == "incremental":
             raise OptionError("method='incremental' needs boxes, and some mask is none. Give method='full' or None.")
         if occluder.masks is not None and self.refine is not None:
             raise OptionError("refine= needs a grid; masks have no neighbours. Leave it out.")
-        return "full" if occluder.boxes is None else self.method or "incremental"
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """What was found: maps (…, R, C), which positions were measured (R, C), by which method, and why not a faster one."""
+
+    maps: dict[str, Tensor]
+    measured: Tensor
+    method: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -70,19 +78,36 @@ class Scan:
     layer: Layer | None
     settings: Settings
 
-    def run(self, meter: Meter, title: str) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the maps (…, R, C) and which positions were measured (R, C)."""
+    def run(self, meter: Meter, title: str) -> Scanned:
+        """Scan the image the fast way, and where that cannot be, the whole network on every occluded image."""
+        why = ""
+        if self.occluder.boxes is not None and self.settings.method != "full":
+            try:
+                maps, measured, _ = self._scan("incremental", meter, title)
+                return Scanned(maps, measured, "incremental", "")
+            except incremental.Unbatched as error:
+                if self.settings.method is not None:  # asked for
+                    raise
+                why = str(error).removesuffix(incremental.FULL).strip()
+        maps, measured, alone = self._scan("full", meter, title)
+        if alone:
+            why = f"{alone}; the images ran one by one"
+            _log.warning("occlude: %s", why)
+        return Scanned(maps, measured, "full", why)
+
+    def _scan(self, path: str, meter: Meter, title: str) -> tuple[dict[str, Tensor], Tensor, str]:
+        """Return the maps (…, R, C), which positions were measured (R, C), and why images ran one by one, or ""."""
         rows, cols = self.occluder.shape
         meter.open(rows * cols, self.fill.device)
         with tqdm(total=rows * cols, desc=title, unit=" positions", disable=not self.settings.progress) as bar:
             if self.settings.refine is None:
-                self._measure(meter, None, bar)
+                why = self._measure(path, meter, None, bar)
                 maps = {name: value.unflatten(-1, (rows, cols)) for name, value in meter.measured().items()}
-                return maps, torch.ones(rows, cols, dtype=torch.bool)
-            return self._refined(meter, self.settings.refine, bar)
+                return maps, torch.ones(rows, cols, dtype=torch.bool), why
+            return self._refined(path, meter, self.settings.refine, bar)
 
-    def _measure(self, meter: Meter, which: Tensor | None, bar: Any) -> None:
-        """Measure the positions `which` (n,), None for all, into their places."""
+    def _measure(self, path: str, meter: Meter, which: Tensor | None, bar: Any) -> str:
+        """Measure the positions `which` (n,), None for all, into their places; return why one by one, or ""."""
         device = self.fill.device
 
         def receive(where: slice | Tensor, output: Tensor, response: Tensor | None) -> None:
@@ -90,52 +115,53 @@ class Scan:
             meter.receive(places if isinstance(places, slice) else places.to(device), output, response)
             bar.update(len(output))
 
-        self._go(self.settings.path(self.occluder), which, receive, self.settings.dtype)
+        return self._go(path, which, receive, self.settings.dtype)
 
-    def _go(self, path: str, which: Tensor | None, receive: brute_force.Receive, dtype: torch.dtype | None) -> None:
+    def _go(self, path: str, which: Tensor | None, receive: brute_force.Receive, dtype: torch.dtype | None) -> str:
         occluder, every = self.occluder, slice(None) if which is None else which
         places: Tensor | None = occluder.boxes
-        run: Callable[..., None] = brute_force.run_boxes
+        run: Callable[..., str | None] = brute_force.run_boxes
         if places is None:
             assert occluder.masks is not None
             places, run = occluder.masks, brute_force.run_masks
         elif path == "incremental":
             run = incremental.run_boxes
-        memory = self.settings.budget(self.fill.device)
-        run(self.network, self.tape, self.fill, places[every], self.layer, receive, memory=memory, dtype=dtype)
+        room = self.settings.budget(self.fill.device)
+        tensors = self.tape, self.fill, places[every]
+        return run(self.network, *tensors, self.layer, receive, memory=room, dtype=dtype) or ""
 
-    def _refined(self, meter: Meter, step: int, bar: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def _refined(self, path: str, meter: Meter, step: int, bar: Any) -> tuple[dict[str, Tensor], Tensor, str]:
         shape = self.occluder.shape
         rows, cols = _refine.coarse(shape[0], step), _refine.coarse(shape[1], step)
         measured = torch.zeros(shape, dtype=torch.bool)
         measured[rows[:, None], cols] = True
-        self._measure(meter, measured.flatten().nonzero().flatten(), bar)
+        why = self._measure(path, meter, measured.flatten().nonzero().flatten(), bar)
         coarse = {n: value.unflatten(-1, shape)[..., rows[:, None], cols] for n, value in meter.measured().items()}
         finer = _refine.changing(coarse, meter.unoccluded, rows, cols) & ~measured
         if finer.any():
-            self._measure(meter, finer.flatten().nonzero().flatten(), bar)
+            why = self._measure(path, meter, finer.flatten().nonzero().flatten(), bar) or why
         measured |= finer
         places = self.occluder.rows, self.occluder.cols
         maps = {}
         for name, value in meter.measured().items():
             between = _refine.spread(coarse[name], name, rows, cols, places)
             maps[name] = torch.where(measured, value.unflatten(-1, shape), between)
-        return maps, measured
+        return maps, measured, why
 
-    def deviation(self, maps: dict[str, Tensor], measured: Tensor, meter: Meter) -> dict[str, float] | None:
+    def deviation(self, found: Scanned, meter: Meter) -> dict[str, float] | None:
         """Return each map's largest difference from the model's own precision, on a sample of the positions.
 
         `meter` has the targets of the scan and the unoccluded values in the model's own precision.
         """
         if self.settings.dtype is None:
             return None
-        known = measured.flatten().nonzero().flatten()
+        known = found.measured.flatten().nonzero().flatten()
         sample = known[torch.linspace(0, len(known) - 1, min(SAMPLE, len(known))).long()]
         meter.open(len(sample), self.fill.device)
         self._go("full", sample, meter.receive, None)
         exact = meter.measured()
         return {
-            name: float((exact[name] - maps[name].flatten(-2)[..., sample]).abs().nan_to_num().max())
+            name: float((exact[name] - found.maps[name].flatten(-2)[..., sample]).abs().nan_to_num().max())
             for name in exact
             if name != "label"
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,33 +20,71 @@ NO_BORDERS: Borders = (0, 0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where the windows of B positions are along one axis: from `start` (B,); [low, high) (B,) is what changed.
+    """Where the windows of B positions are along one axis: `size` long from `start` (B,); [low, high) (B,) changed.
 
-    All windows of a batch have one size, so that a window may be larger than what changed in it.
+    All windows of a batch have one size, so that a window may be larger than what changed in it. The numbers stay on
+    the CPU, where they are worked out.
     """
 
     start: Tensor
     low: Tensor
     high: Tensor
+    size: int
 
     @staticmethod
-    def around(low: Tensor, high: Tensor, length: int) -> tuple[Place, int]:
-        """Windows of the least common size that hold [low, high) and lie within `length`; also that size."""
+    def around(low: Tensor, high: Tensor, length: int) -> Place:
+        """Windows of the least common size that hold [low, high) and lie within `length`."""
         size = max(1, int((high - low).max()))
-        return Place(low.clamp(0, length - size), low, high), size
+        return Place(low.clamp(0, length - size), low, high, size)
 
     def shift(self, by: int) -> Place:
         """Move along the axis."""
-        return Place(self.start + by, self.low + by, self.high + by)
+        return Place(self.start + by, self.low + by, self.high + by, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The windows of B positions on the last two dimensions of a tensor."""
+
+    rows: Place
+    cols: Place
+
+    @staticmethod
+    def around(boxes: Tensor, size: Sequence[int]) -> Window:
+        """Windows that hold boxes (B, 4) of a map of `size` (height, width)."""
+        top, left, bottom, right = boxes.unbind(1)
+        return Window(Place.around(top, bottom, size[0]), Place.around(left, right, size[1]))
+
+    @staticmethod
+    def joined(windows: Sequence[Window], size: Sequence[int]) -> Window:
+        """Windows that hold what changed in any of several."""
+        if all(window is windows[0] for window in windows):
+            return windows[0]
+        places = []
+        for each, length in zip(([w.rows for w in windows], [w.cols for w in windows]), size, strict=True):
+            low, high = torch.stack([p.low for p in each]).amin(0), torch.stack([p.high for p in each]).amax(0)
+            places.append(Place.around(low, high, length))
+        return Window(*places)
+
+    @property
+    def size(self) -> Pair:
+        """Height and width."""
+        return self.rows.size, self.cols.size
+
+    def covers(self, other: Window) -> bool:
+        """Whether the windows are the same pixels, whatever changed in them."""
+        if self is other:
+            return True
+        pairs = ((self.rows, other.rows), (self.cols, other.cols))
+        return all(a.size == b.size and torch.equal(a.start, b.start) for a, b in pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A tensor at B occluder positions: windows (B, …, h, w) at `rows` and `cols`, or whole where those are None."""
+    """A tensor at B occluder positions: (B, …, h, w) at `window`, or whole where that is None."""
 
     data: Tensor
-    rows: Place | None = None
-    cols: Place | None = None
+    window: Window | None = None
 
 
 class Unoccluded:
@@ -66,65 +105,71 @@ class Unoccluded:
         pad: float = 0.0,
     ) -> Tensor:
         """Cut windows of `size` at `top`, `left` of the padded map: unoccluded values, with `part` pasted in."""
-        width = self.tape.shapes[value][-1]
-        wide = width + borders[0] + borders[1]
-        base = self._padded(value, borders, pad, part.data.dtype if part is not None else None)
-        rows, cols = top[:, None] + torch.arange(size[0]), left[:, None] + torch.arange(size[1])
-        index = rows[:, :, None] * wide + cols[:, None, :]
+        maps = self.tape.kept[value]
+        base = self._padded(value, maps, borders, pad, part.data.dtype if part is not None else maps.dtype)
+        corners = [top, left]
+        if part is not None and part.window is not None:
+            corners += [part.window.rows.start + borders[2], part.window.cols.start + borders[0]]
+        # One small copy; the index itself is built where it is used.
+        corner = torch.stack(corners).to(base.device)
+        rows, cols = _lines(corner[0], size[0]), _lines(corner[1], size[1])
+        index = rows[:, :, None] * (maps.shape[-1] + borders[0] + borders[1]) + cols[:, None, :]
         if part is not None:
-            assert part.rows is not None and part.cols is not None
             h, w = part.data.shape[-2:]
-            row, col = rows - (part.rows.start[:, None] + borders[2]), cols - (part.cols.start[:, None] + borders[0])
+            row, col = rows - corner[2, :, None], cols - corner[3, :, None]
             inside = ((row >= 0) & (row < h))[:, :, None] & ((col >= 0) & (col < w))[:, None, :]
-            first = len(base) + torch.arange(len(top))[:, None, None] * (h * w)
+            first = len(base) + torch.arange(len(top), device=base.device)[:, None, None] * (h * w)
             index = torch.where(inside, first + row[:, :, None] * w + col[:, None, :], index)
-            base = torch.cat([base, part.data.permute(0, 2, 3, 1).reshape(-1, part.data.shape[1])])
-        out = base.index_select(0, index.flatten().to(base.device))
-        return out.view(len(top), *size, -1).permute(0, 3, 1, 2)
+            base = torch.cat([base, _as_rows(part.data)])
+        out = base.index_select(0, index.flatten()).view(len(top), *size, -1).permute(0, 3, 1, 2)
+        return out if maps.dim() == 4 else out.reshape(len(top), *maps.shape[1:-2], *size)
 
-    def _padded(self, value: int, borders: Borders, pad: float, dtype: torch.dtype | None) -> Tensor:
-        """The unoccluded map with its border, as rows of channels (pixels, C)."""
-        key = (value, borders, pad, dtype)
+    def crop(self, constant: Tensor, window: Window, shape: Sequence[int]) -> Tensor:
+        """Cut the windows (B, …, h, w) out of a constant that is broadcast over maps of `shape` (1, …, H, W)."""
+        if constant.dim() == 0 or constant.shape[-2:].numel() == 1:
+            return constant
+        wide = constant.reshape(*[1] * (len(shape) - constant.dim()), *constant.shape)
+        wide = wide.expand(*wide.shape[:-2], *shape[-2:])
+        key = ("constant", id(constant), tuple(shape[-2:]))
         if key not in self._rows:
-            maps = self.tape.kept[value]
-            padded = F.pad(maps, borders, value=pad) if any(borders) else maps
-            rows = padded.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous()
-            self._rows[key] = rows if dtype is None else rows.to(dtype)
-        return self._rows[key]
+            self._rows[key] = _as_rows(wide)
+        corner = torch.stack([window.rows.start, window.cols.start]).to(constant.device)
+        rows, cols = _lines(corner[0], window.rows.size), _lines(corner[1], window.cols.size)
+        index = rows[:, :, None] * shape[-1] + cols[:, None, :]
+        out = self._rows[key].index_select(0, index.flatten()).view(len(index), *window.size, -1).permute(0, 3, 1, 2)
+        return out.reshape(len(index), *wide.shape[1:-2], *window.size)
+
+    def at(self, value: int, part: Part, window: Window) -> Tensor:
+        """Bring a part to another window that holds all that changed in it."""
+        assert part.window is not None
+        if part.window.covers(window):
+            return part.data
+        return self.gather(value, part, window.rows.start, window.cols.start, window.size)
 
     def whole(self, value: int, part: Part) -> Tensor:
         """The whole tensor (B, …) with the changed part in its place."""
-        if part.rows is None or part.cols is None:
+        if part.window is None:
             return part.data
-        if part.data.dim() == 4:
-            zero = torch.zeros_like(part.rows.start)
-            height, width = self.tape.shapes[value][-2:]
-            return self.gather(value, part, zero, zero, (height, width))
-        out = self.tape.kept[value].to(part.data.dtype).repeat(len(part.data), *[1] * (part.data.dim() - 1))
-        h, w = part.data.shape[-2:]
-        for i, (top, left) in enumerate(zip(part.rows.start.tolist(), part.cols.start.tolist(), strict=True)):
-            out[i, ..., top : top + h, left : left + w] = part.data[i]
-        return out
+        zero = torch.zeros_like(part.window.rows.start)
+        height, width = self.tape.shapes[value][-2:]
+        return self.gather(value, part, zero, zero, (height, width))
 
-    def join(self, values: Sequence[int], parts: Sequence[Part], shape: torch.Size, cover: float) -> list[Part] | None:
-        """Bring parts to one window that holds what changed in any of them; None if it covers more than `cover`."""
-        first = parts[0]
-        if all(torch.equal(_corners(p), _corners(first)) and p.data.shape[2:] == first.data.shape[2:] for p in parts):
-            return list(parts)
-        if first.data.dim() != 4:
-            return None
-        places = []
-        for side, length in (("rows", shape[-2]), ("cols", shape[-1])):
-            each = [getattr(p, side) for p in parts]
-            low, high = torch.stack([e.low for e in each]).amin(0), torch.stack([e.high for e in each]).amax(0)
-            places.append(Place.around(low, high, length))
-        (rows, h), (cols, w) = places
-        if h * w > cover * shape[-2:].numel():
-            return None
-        pairs = zip(values, parts, strict=True)
-        return [Part(self.gather(v, p, rows.start, cols.start, (h, w)), rows, cols) for v, p in pairs]
+    def _padded(self, value: int, maps: Tensor, borders: Borders, pad: float, dtype: torch.dtype) -> Tensor:
+        """The unoccluded map with its border, as rows of channels (pixels, C)."""
+        key = (value, borders, pad, dtype)
+        if key not in self._rows:
+            padded = F.pad(maps, borders, value=pad) if any(borders) else maps
+            self._rows[key] = _as_rows(padded).to(dtype)
+        return self._rows[key]
 
 
-def _corners(part: Part) -> Tensor:
-    assert part.rows is not None and part.cols is not None
-    return torch.stack([part.rows.start, part.cols.start])
+def _lines(first: Tensor, size: int) -> Tensor:
+    """The lines (B, size) of windows that start at `first` (B,)."""
+    return first[:, None] + torch.arange(size, device=first.device)
+
+
+def _as_rows(maps: Tensor) -> Tensor:
+    """(B, …, H, W) as rows of channels (B · H · W, C)."""
+    channels = math.prod(maps.shape[1:-2])
+    flat = maps if maps.dim() == 4 else maps.reshape(len(maps), channels, *maps.shape[-2:])
+    return flat.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()

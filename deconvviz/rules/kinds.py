@@ -28,18 +28,6 @@ class Kind(str, enum.Enum):
     __str__ = str.__str__
 
 
-# Each position of the result comes from the same position of what goes in, or can: a view may move them.
-KEEPS_POSITIONS = frozenset(
-    {
-        Kind.RECTIFIER,
-        Kind.NORMALIZATION,
-        Kind.SUM,
-        Kind.CONCATENATION,
-        Kind.PRODUCT,
-        Kind.IDENTITY,
-        Kind.VIEW,
-    }
-)
 # What may stand between a convolution and the rectifier that makes its response.
 BETWEEN_CONV_AND_RELU = frozenset({Kind.NORMALIZATION, Kind.IDENTITY, Kind.PRODUCT, Kind.SUM})
 # What may stand between the images and the convolution that reads them.

@@ -6,7 +6,7 @@ name. `audit` prints what a model's operations get.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..tape.operations import Op, Slot, Tape
 from ..tape.receptive_field import Reach, Span
 from . import backward as windows
 from . import limits, reach, saving, whole
-from .kinds import KEEPS_POSITIONS, Kind
+from .kinds import Kind
 from .pullback import pullback
 from .signals import Back
 
@@ -179,26 +179,6 @@ def reach_all(tape: Tape) -> dict[int, Reach]:
     for op in tape.ops:
         reaches.update(zip(op.outputs, reach_of(op, [reaches[v] for v in op.inputs], tape), strict=True))
     return reaches
-
-
-def stays(op: Op, tape: Tape, reaches: Mapping[int, Reach]) -> bool:
-    """Whether each position of the outputs depends on the same position of the inputs alone."""
-    rule = RULES.get(op.short)
-    if rule is None:
-        return False
-    if rule.kind is Kind.BORDER:
-        return rule.local(op, tape)
-    if rule.kind not in KEEPS_POSITIONS or rule is _NORM:
-        return False
-    if rule.refuse(op) is not None and rule.kind is not Kind.PRODUCT:
-        return False
-    if rule.kind is not Kind.VIEW and not (rule.local(op, tape) or (op.short == "mul" and len(op.inputs) == 2)):
-        return False
-    for value in (*op.inputs, *op.outputs):
-        n = len(tape.shapes[value])
-        if reaches[value].dims != (n - 2, n - 1) or tape.shapes[value][-2:] != tape.shapes[op.inputs[0]][-2:]:
-            return False
-    return rule.kind is not Kind.VIEW or reach.stays(op, tape)
 
 
 _RECTIFIER = Rule(

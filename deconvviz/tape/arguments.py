@@ -19,6 +19,22 @@ IDENTITIES = (
     "clone contiguous detach data to float double half bfloat16 type type_as cpu cuda requires_grad identity positive "
     "alias pin_memory"
 ).split()
+# Work position by position; tensors among their arguments are broadcast against each other.
+POINTWISE = frozenset(
+    (
+        "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow float_power neg negative "
+        "abs absolute sign square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sigmoid expit logsigmoid "
+        "hardsigmoid tanh sinh cosh sin cos tan asin acos atan atan2 erf erfc softsign tanhshrink softshrink hardshrink "
+        "relu relu6 leaky_relu elu selu celu silu gelu hardswish mish softplus hardtanh clamp clip clamp_min clamp_max "
+        "threshold maximum minimum fmax fmin where masked_fill lerp addcmul addcdiv hypot logaddexp floor ceil round trunc "
+        "frac nan_to_num isnan isinf isfinite eq ne lt le gt ge logical_not logical_and logical_or logical_xor heaviside"
+    ).split()
+)
+# Take numbers out of tensors.
+READS = frozenset(
+    "item tolist numpy array bool float int index complex contains equal allclose is_nonzero dlpack to_dlpack storage "
+    "untyped_storage".split()
+)
 
 _PARAMETERS = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..devices import of_the_device
 from ..errors import ForwardError, UnsupportedOp
+from .arguments import READS
 from .operations import Op, Slot, Tape, mapped, short_name, tensors_in
 
 
@@ -198,6 +199,8 @@ class _Recorder(TorchFunctionMode):
         made += [x for x in changed if not any(x is y for y in made)]
         op.in_place = any(not any(x is y for y in out) for x in changed)
         if not made:
+            if op.short in READS:
+                self.tape.reads.append(op)
             return
         op.integral = not any(x.is_floating_point() or x.is_complex() for x in made)
         op.outputs = tuple(self.bind(x) for x in made)

@@ -190,7 +190,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(net, image, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     result = occlude(net, image, size=5, stride=4, method="full")
     assert torch.allclose(result.probability, expected.probability, atol=1e-12)
-    assert sizes[:4] == [16, 8, 4, 2]
+    assert sizes[:5] == [3, 16, 8, 4, 2]  # 3: whether images see each other
 
 
 def test_no_memory_for_a_single_image_is_an_error(net, image, monkeypatch):
