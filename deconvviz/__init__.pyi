@@ -18,6 +18,12 @@ from .model.audit import audit as audit
 from .model.survey import layers as layers
 from .occlusion.occlude import occlude as occlude
 from .occlusion.result import Occlusion as Occlusion
+from .optimization.accentuate import accentuate as accentuate
+from .optimization.invert import invert as invert
+from .optimization.maximize import maximize as maximize
+from .optimization.result import Accentuated as Accentuated
+from .optimization.result import Inversion as Inversion
+from .optimization.result import Maximized as Maximized
 from .projection.deconv import deconv as deconv
 from .projection.project import project as project
 from .projection.result import Projections as Projections

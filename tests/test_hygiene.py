@@ -82,6 +82,12 @@ class Network(nn.Module):
 # name -> (a call that works, a bad argument)
 Call = tuple[Any, dict[str, Any]]
 CALLS: dict[str, Call] = {
+    "accentuate": (
+        lambda m, x, **o: deconvviz.accentuate(
+            m, x[:1].sigmoid(), **{"layer": 1, "unit": 1, "steps": 2, "progress": False, **o}
+        ),
+        {"unit": 99},
+    ),
     "audit": (lambda m, x, **o: deconvviz.audit(m, **{"images": x, **o}), {"images": torch.zeros(2)}),
     "compare_methods": (
         lambda m, x, **o: deconvviz.compare_methods(m, x[:1], **{"stages": 1, "size": 8, "progress": False, **o}),
@@ -96,7 +102,17 @@ CALLS: dict[str, Call] = {
         lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": "classifier", "unit": 1, **o}),
         {"layer": "classifiers"},
     ),
+    "invert": (
+        lambda m, x, **o: deconvviz.invert(m, x[:1].sigmoid(), **{"layer": 1, "steps": 2, "progress": False, **o}),
+        {"starts": 0},
+    ),
     "layers": (lambda m, x, **o: deconvviz.layers(m, **{"input_size": (24, 20), **o}), {"input_size": (1, 2, 3, 4)}),
+    "maximize": (
+        lambda m, x, **o: deconvviz.maximize(
+            m, **{"layer": 2, "units": [0, 1], "steps": 2, "input_size": (24, 20), "progress": False, **o}
+        ),
+        {"units": [99]},
+    ),
     "occlude": (
         lambda m, x, **o: deconvviz.occlude(m, x[:1], **{"size": 8, "stride": 8, "progress": False, **o}),
         {"size": 999},

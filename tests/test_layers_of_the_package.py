@@ -12,8 +12,8 @@ cli
 plotting
 comparison explorer
 occlusion studies training units
-projection
-topk optimization
+projection optimization
+topk
 scan
 model
 images jobs rules zoo

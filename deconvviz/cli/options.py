@@ -122,8 +122,8 @@ class Command:
 
     @property
     def takes_preprocess(self) -> bool:
-        """Whether the function reads images; `layers` alone does not."""
-        return any(option.name in ("images", "image") for option in self.options)
+        """Whether the function reads or makes images; `layers` alone does not."""
+        return self.function == "maximize" or any(option.name in ("images", "image") for option in self.options)
 
 
 def report_result(command: Command, parsed: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .options import (
     AMP,
+    BATCH_SIZE,
     DISTINCT,
     HOW,
     IMAGES,
@@ -44,6 +45,18 @@ from .options import (
 INPUT_SIZE = Option("--input-size", "224 or 224,320 (height,width)", type=pair)
 SCALE = Option(
     "--scale", "what shares one scale", argument=None, default="unit", more={"choices": ("unit", "projection")}
+)
+IMAGE = Option("image", "an image file", more={"metavar": "IMAGE"})
+TARGETS = Option("--target", "in place of a layer: a class, by number or name", type=whole_or_name)
+STEPS = Option("--steps", "steps of the optimizer", type=int)
+RATE = Option("--rate", "their length; default: what suits the parametrization", type=float)
+STILL = Option(
+    "--still",
+    "do not move the image at each step",
+    argument="robust",
+    default=False,
+    called=lambda still: not still,
+    more={"action": "store_true"},
 )
 
 
@@ -262,5 +275,56 @@ COMMANDS = (
         ),
         "deconvviz report zfnet64 --images photos --most 32",
         _report,
+    ),
+    Command(
+        "maximize",
+        "maximize",
+        "images that excite units or classes most, made by optimization",
+        (
+            *(*MODEL, LAYER, UNITS, TARGETS, Option("--n", "different images per unit", default=1, type=int)),
+            Option("--at", "the mean of a map, or its center", default="mean", more={"choices": ("mean", "center")}),
+            Option("--negative", "excite as little as can be", default=False, more={"action": "store_true"}),
+            Option("--diversity", "how much a unit's images are kept apart", default=1.0, type=float),
+            Option("--parametrization", default="fourier", more={"choices": ("fourier", "maco", "pixels")}),
+            *(
+                STEPS.but(default=128),
+                RATE,
+                STILL,
+                INPUT_SIZE,
+                SEED,
+                AMP,
+                BATCH_SIZE,
+                out("maximized.png"),
+                SAVE,
+                QUIET,
+            ),
+        ),
+        "deconvviz maximize squeezenet-1.1 --layer 4 --units 192,240,246,312",
+    ),
+    Command(
+        "accentuate",
+        "accentuate",
+        "an image changed as little as needed to excite a unit more, and less",
+        (
+            *(*MODEL, IMAGE, LAYER.but(required=True), Option("--unit", type=int, more={"required": True})),
+            Option("--strength", "how much the unit counts beside the image", default=1.0, type=float),
+            *(STEPS.but(default=64), RATE.but(help="their length", default=0.02), STILL),
+            *(SEED, AMP, out("accentuated.png"), SAVE, QUIET),
+        ),
+        "deconvviz accentuate squeezenet-1.1 parrot.jpg --layer 4 --unit 246",
+    ),
+    Command(
+        "invert",
+        "invert",
+        "an image rebuilt from the response of layers alone",
+        (
+            *(*MODEL, IMAGE, LAYERS.but(argument="layer")),
+            Option("--starts", "different starts per layer", default=1, type=int),
+            Option("--parametrization", default="fourier", more={"choices": ("fourier", "pixels")}),
+            Option("--total-variation", "weight; default: what suits the parametrization", type=float),
+            Option("--alpha-norm", "weight; default: what suits the parametrization", type=float),
+            *(STEPS.but(default=400), RATE, SEED, AMP, out("inversion.png"), SAVE, QUIET),
+        ),
+        "deconvviz invert squeezenet-1.1 parrot.jpg --layers 1,2,5",
     ),
 )

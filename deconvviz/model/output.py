@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_whole
 from ..errors import ModelError, OptionError
 from ..guard import unwrapped
 
@@ -29,3 +31,32 @@ def class_names(model: nn.Module, preprocess: Any, given: Sequence[str] | None, 
     card = getattr(unwrapped(model), "card", None)
     found = given or getattr(card, "classes", None) or (getattr(preprocess, "meta", None) or {}).get("categories")
     return tuple(map(str, found)) if found and len(found) == classes else None
+
+
+def find_class(target: Any, names: Sequence[str] | None, classes: int) -> int:
+    """Return the number of the class that `target` means: its number, its name, or a word that one name alone has.
+
+    Raises:
+        OptionError: There is no such class, or more than one.
+    """
+    if is_whole(target):
+        number = int(target)
+        if not 0 <= number < classes:
+            raise OptionError(f"class {number} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
+        return number
+    if not isinstance(target, str):
+        raise OptionError(f"target={target!r}: expected a class's number or name.")
+    if not names:
+        raise OptionError(f"target={target!r}: the model's classes have no names here. Give the class's number.")
+    wanted = target.casefold()
+    found = [i for i, name in enumerate(names) if name.casefold() == wanted]
+    found = found or [i for i, n in enumerate(names) if wanted in (part.strip() for part in n.casefold().split(","))]
+    found = found or [i for i, name in enumerate(names) if wanted in name.casefold()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listing = ", ".join(f"{i} ({names[i]})" for i in found[:6])
+        raise OptionError(f"target={target!r} could be {listing}{' …' if len(found) > 6 else ''}. Give the number.")
+    close = difflib.get_close_matches(target, names, 3)
+    hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+    raise OptionError(f"target={target!r}: no class has this name.{hint}")

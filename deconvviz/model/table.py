@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import is_whole
+from ..checks import is_whole, numbers_of
 from ..devices import sent
-from ..errors import LayerError
+from ..errors import LayerError, UnitError
 from ..results.text import as_html, as_text
 from ..tape.operations import Tape
 from ..tape.receptive_field import Reach
@@ -65,6 +65,32 @@ class Layer:
             flat = response.movedim(row, -1).flatten(1, -2)
             return flat.unflatten(2, (self.height, self.width))
         return response.movedim((row, col), (-2, -1)).flatten(1, -3)
+
+    def choose(self, units: Sequence[int] | str | None) -> list[int]:
+        """Return the numbers of the units that `units` means: a list, a mask, "all", or None for 16 spread evenly.
+
+        Raises:
+            UnitError: It is none of these, or names a unit that the layer does not have.
+        """
+        if units is None:
+            count = min(16, self.units)
+            return [i * self.units // count for i in range(count)]
+        if isinstance(units, str):
+            if units != "all":
+                raise UnitError(f"units={units!r} is not known; give a list of numbers, 'all' or None.")
+            return list(range(self.units))
+        try:
+            numbers = numbers_of(units, self.units, "units", error=UnitError)
+        except UnitError as error:
+            raise UnitError(f"{error} Or give a mask of all units, 'all' or None.") from error
+        return [self.check_unit(number) for number in numbers]
+
+    def check_unit(self, unit: Any) -> int:
+        """Return a unit's number as an int, or refuse what is no unit of the layer."""
+        if not is_whole(unit) or not 0 <= int(unit) < self.units:
+            what = f"unit {unit!r} is out of range" if is_whole(unit) else f"unit={unit!r} is no whole number"
+            raise UnitError(f"{what}: layer {self.name!r} has units 0 to {self.units - 1}.")
+        return int(unit)
 
     def spread(self, amounts: Tensor, units: Tensor, positions: Tensor, shape: torch.Size) -> Tensor:
         """Return tensors like the recorded one, zero but for one unit at one position each."""

@@ -7,11 +7,14 @@ it is named: `deconvviz.plotting.projections.sheet`. May import everything but `
 import lazy_loader
 
 _FILES = (
+    "accentuated",
     "animation",
     "comparison",
     "correspondence",
     "filters",
     "invariance",
+    "inversion",
+    "maximized",
     "neighbours",
     "occlusion",
     "probe",

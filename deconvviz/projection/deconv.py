@@ -81,7 +81,7 @@ def deconv(
     with untouched(model) as network:
         check_weights(network)
         found = resolve(network, layer, source.take([0]).to(device, dtype), saving)
-        unit = check_unit(found, unit)
+        unit = found.check_unit(unit)
         parts = []
         with tqdm(total=len(source), desc="deconv", unit=" images", disable=not progress or len(source) <= size) as bar:
             for first, batch in source.batches(size, workers=workers, device=device, dtype=dtype):
@@ -136,11 +136,3 @@ def choose_positions(layer: Layer, maps: Tensor, position: tuple[int, int] | Non
     flat = maps.flatten(1)
     first = (flat == flat.amax(1, keepdim=True)).int().cumsum(1).eq(0).sum(1).cpu()  # ties: the first in reading order
     return torch.stack([first // layer.width, first % layer.width], 1)
-
-
-def check_unit(layer: Layer, unit: Any) -> int:
-    """Return a unit's number as an int, or refuse what is no unit of the layer."""
-    if not is_whole(unit) or not 0 <= int(unit) < layer.units:
-        what = f"unit {unit!r} is out of range" if is_whole(unit) else f"unit={unit!r} is no whole number"
-        raise UnitError(f"{what}: layer {layer.name!r} has units 0 to {layer.units - 1}.")
-    return int(unit)

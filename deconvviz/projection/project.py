@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import at_once, is_whole, numbers_of, whole
-from ..errors import ImageError, OptionError, StoreError, UnitError
+from ..checks import at_once, is_whole, whole
+from ..errors import ImageError, OptionError, StoreError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft
@@ -25,7 +25,6 @@ from ..tape.record import record
 from ..topk.result import TopK
 from ..topk.scan import top as scan_top
 from .bulk import Frames, allocate, fill
-from .deconv import check_unit
 from .deconvnet import begin, carry
 from .result import Projections
 
@@ -101,7 +100,7 @@ def project(
             found = resolve(network, layer, example, saving)
             # Before the long scan: refuse an operation without a rule now.
             _rehearse(network, found, example, saving)
-        chosen = _choose_units(found, units)
+        chosen = torch.tensor(found.choose(units))
         if scan is None:
             options = {"k": k, "batch_size": batch_size, "workers": workers, "progress": progress}
             scan = _scan(model, source, found, draft, options)
@@ -183,18 +182,3 @@ def _rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.S
     zero = torch.zeros(1, dtype=torch.long)
     start = begin(tape, layer, torch.ones(1), zero, torch.zeros(1, 2, dtype=torch.long))
     carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rectifier)
-
-
-def _choose_units(layer: Layer, units: Sequence[int] | str | None) -> Tensor:
-    if units is None:
-        count = min(16, layer.units)
-        return torch.tensor([i * layer.units // count for i in range(count)])
-    if isinstance(units, str):
-        if units != "all":
-            raise UnitError(f"units={units!r} is not known; give a list of numbers, 'all' or None.")
-        return torch.arange(layer.units)
-    try:
-        numbers = numbers_of(units, layer.units, "units", error=UnitError)
-    except UnitError as error:
-        raise UnitError(f"{error} Or give a mask of all units, 'all' or None.") from error
-    return torch.tensor([check_unit(layer, unit) for unit in numbers])

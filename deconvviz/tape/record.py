@@ -61,7 +61,7 @@ def record(
     stay on the tape, None keeps them all. `saver` runs the operations and may save what a rule needs.
     """
     recorder = _Recorder(until, keep, saver)
-    source = images.detach().clone()  # a model may change its input in place; the caller's images stay as they are
+    source = images.clone()  # a model may change its input in place; the caller's images stay as they are
     recorder.bind(source)
     with recorder.paths(network), contextlib.suppress(Stop):
         try:

@@ -23,6 +23,8 @@ NOT_OFFERED = {
     ("occlude", "class_names"): "--target takes the network's own names",
     ("probe", "labels"): "the folders are the labels",
     ("report", "top"): "a scan in memory",
+    ("maximize", "directions"): "arrays",
+    ("maximize", "top"): "a scan in memory",
     ("train", "class_names"): "a mapping",
     ("train", "keep_epochs"): "for programs",
     ("train", "on_epoch"): "a function",

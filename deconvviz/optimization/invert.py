@@ -1,0 +1,145 @@
+"""The image rebuilt from a layer's response: what the layer still knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import LayerError, OptionError
+from .climb import Settings, climb
+from .parameters import make
+from .pictures import open_picture, shape_of
+from .reading import Network, Readings, Source, reading
+from .result import Inversion
+from .robustness import NONE
+
+STEPS = 400
+RATES = {"fourier": 0.05, "pixels": 0.02}
+
+
+def invert(
+    model: nn.Module,
+    image: Any,
+    *,
+    layer: int | str | Sequence[int | str] | None = None,
+    starts: int = 1,
+    parametrization: str = "fourier",
+    total_variation: float | None = None,
+    alpha_norm: float | None = None,
+    steps: int = STEPS,
+    rate: float | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    preprocess: Any = None,
+    progress: bool = True,
+) -> Inversion:
+    """Rebuild an image from the response of one layer alone, or of each of several.
+
+    Example:
+        >>> import deconvviz, torch
+        >>> model = deconvviz.zoo.create("zfnet64", weights="bundled")
+        >>> result = deconvviz.invert(model, torch.rand(3, 64, 64), layer=[1, 2], steps=8, progress=False)
+        >>> result.images.shape, result.distances.shape
+        (torch.Size([2, 1, 3, 64, 64]), torch.Size([2, 1]))
+
+    From noise, the image is changed until the layer answers as it did to the original. Of all images that would do,
+    the priors choose a natural one: a Fourier parametrization, or total variation and the α-norm over pixels.
+
+    Args:
+        model: The network; left as it was found.
+        image: A PIL image, a file, or a tensor (C, H, W) or (1, C, H, W) in the model's input space.
+        layer: Number or module path, or several; None: all that have a number.
+        starts: From how many different starts each layer is inverted: what they agree on is what the layer knows.
+        parametrization: "fourier" or "pixels".
+        total_variation: Weight of the mean squared difference of neighbours; None: what suits the parametrization.
+        alpha_norm: Weight of the mean sixth power of the pixels' distance from gray; None likewise.
+        steps: Steps of Adam.
+        rate: Its step length; None: what suits the parametrization.
+        seed: Of the starts.
+        dtype: torch.bfloat16 runs the network in autocast; None as it is.
+        preprocess: How a picture becomes the model's input, where the model does not say.
+        progress: Show a bar with the time left.
+
+    Returns:
+        `Inversion`: `images` (L, N, C, H, W) with pixels from 0 to 1, `distances` (L, N): ‖Φ(x) − Φ₀‖² / ‖Φ₀‖².
+
+    Raises:
+        OptionError, LayerError, ImageError, ModelError: As their names say.
+
+    Source:
+        Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR 2015.
+    """
+    if parametrization not in RATES or starts < 1 or steps < 1:
+        raise OptionError(
+            f"parametrization={parametrization!r}, starts={starts}, steps={steps}: expected 'fourier' or 'pixels', and at "
+            "least 1."
+        )
+    pixels = parametrization == "pixels"
+    smooth = (1.0 if pixels else 0.0) if total_variation is None else total_variation
+    bounded = (0.1 if pixels else 0.0) if alpha_norm is None else alpha_norm
+    settings = Settings(steps, rate or RATES[parametrization], NONE, int(seed), dtype, settle=True)
+    shown, known = open_picture(model, image, preprocess)
+    with reading(model, known, shape_of(shown)) as network:
+        sources = [network.find(one) for one in network.wanted(layer)]
+        with tqdm(total=len(sources) * steps, unit=" steps", desc="invert", disable=not progress) as bar:
+            pairs = [
+                _invert(network, source, shown, starts, parametrization, (smooth, bounded), settings, bar)
+                for source in sources
+            ]
+    facts: dict[str, float | str] = {"parametrization": parametrization, "rate": settings.rate, "steps": steps}
+    facts |= {"total_variation": smooth, "alpha_norm": bounded}
+    numbers = (source.layer.number for source in sources)
+    return Inversion(
+        tuple(source.layer.name for source in sources),
+        tuple(-1 if number is None else number for number in numbers),
+        shown,
+        torch.stack([images for images, _ in pairs]),
+        torch.stack([distances for _, distances in pairs]),
+        settings.seed,
+        tuple(facts.items()),
+    )
+
+
+def _invert(
+    network: Network,
+    source: Source,
+    shown: Tensor,
+    starts: int,
+    parametrization: str,
+    priors: tuple[float, float],
+    settings: Settings,
+    bar: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return a layer's images (N, C, H, W) from N starts, and their relative distances (N,)."""
+    with torch.no_grad():
+        goal = network.read(shown[None].to(network.device), [source]).response(source).float()
+    size = goal.square().sum()
+    if not size:
+        raise LayerError(f"layer {source.layer.name!r} is zero for this image: nothing of it is left to rebuild.")
+    last: list[Tensor] = []
+
+    def away(readings: Readings) -> Tensor:
+        return (readings.response(source).float() - goal).square().sum((1, 2, 3)) / size
+
+    def loss(readings: Readings, now: Tensor) -> Tensor:
+        return away(readings) + priors[0] * _variation(now) + priors[1] * (2 * now - 1).pow(6).mean((1, 2, 3))
+
+    def look(step: int, readings: Readings) -> None:
+        if step == settings.steps:
+            last.append(away(readings).cpu())
+
+    seeds = [settings.seed * 1_000_003 + start for start in range(starts)]
+    parameters = make(parametrization, seeds, network.shape)
+    for _ in climb(network, parameters, [source], False, loss, look, settings):
+        bar.update(1)
+    return parameters.images().detach().float().cpu(), last[0]
+
+
+def _variation(images: Tensor) -> Tensor:
+    """Return the mean squared difference of neighbouring pixels (B,)."""
+    down, across = images.diff(dim=-2).square(), images.diff(dim=-1).square()
+    return down.mean((1, 2, 3)) + across.mean((1, 2, 3))

@@ -1,0 +1,380 @@
+"""Images that excite units, classes or directions of a network most."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..guard import hash_weights, unwrapped
+from ..images.preprocess import input_size as find_input_size
+from ..jobs.draft import Draft
+from ..jobs.runner import Memory, Step, run
+from ..model.output import class_names, find_class
+from ..topk.result import TopK
+from . import objectives, robustness
+from .climb import Settings, climb
+from .objectives import Objective, Read
+from .parameters import PARAMETRIZATIONS, Parameters, make
+from .pictures import pixels_of
+from .reading import Network, Readings, Source, reading
+from .result import Maximized
+from .robustness import Robustness
+
+STEPS = 128
+RATES = {"fourier": 0.05, "maco": 0.3, "pixels": 0.05}
+_BATCH = 8  # images at once on the CPU: above it memory, not arithmetic, bounds a step
+_BATCH_CUDA = 64
+
+
+def maximize(
+    model: nn.Module,
+    *,
+    layer: int | str | None = None,
+    units: Sequence[int] | str | None = None,
+    target: Any = None,
+    directions: Tensor | None = None,
+    at: str = "mean",
+    negative: bool = False,
+    n: int = 1,
+    diversity: float = 1.0,
+    parametrization: str = "fourier",
+    robust: bool | Robustness = True,
+    steps: int = STEPS,
+    rate: float | None = None,
+    input_size: int | tuple[int, ...] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    batch_size: int | None = None,
+    top: TopK | None = None,
+    preprocess: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Maximized:
+    """Make images that excite units of a layer, classes or directions most, by gradient ascent.
+
+    Example:
+        >>> import deconvviz
+        >>> model = deconvviz.zoo.create("zfnet64", weights="bundled")
+        >>> result = deconvviz.maximize(model, layer=2, units=[3, 7], steps=8, progress=False)
+        >>> result.images.shape, result.activations.shape
+        (torch.Size([2, 1, 3, 64, 64]), torch.Size([2, 1, 9]))
+
+    Every image starts from nearly gray noise and follows the gradient of what goes *into* its unit's activation, so
+    that a unit that is silent on gray is found, too. Many images climb in one batch; the network runs as far as the
+    layer, and no gradient of a weight is computed. Each image depends on the seed, its unit and the settings alone, up
+    to rounding not on the others in its batch.
+
+    Args:
+        model: The network; left as it was found.
+        layer: Number or module path, see `layers`; None for `target`.
+        units: Of the layer: a list, "all", or None for 16 spread evenly.
+        target: In place of units: a class by number or name, an `objectives.Objective`, or a list of either.
+        directions: In place of units: (units,) or (n, units), directions in the layer's response.
+        at: "mean" of the unit's map, or its activation at the "center".
+        negative: Excite as little as can be.
+        n: Different images per unit.
+        diversity: How much the n images of a unit are kept from being alike; 0 leaves it to their starts.
+        parametrization: "fourier": a spectrum with decorrelated colours; "maco": the phases of a spectrum whose
+            magnitudes are those of photographs; "pixels".
+        robust: Whether the image is moved a little at each step, or a `Robustness` that says how.
+        steps: Steps of Adam.
+        rate: Its step length; None: what suits the parametrization.
+        input_size: Side, (height, width) or (channels, height, width) in pixels; None takes the model's own.
+        seed: Of the starts and the moves.
+        dtype: torch.bfloat16 runs the network in autocast; None as it is.
+        batch_size: Images at once; None: what suits the device.
+        top: A scan of photos, to compare with: fills `best_photo`.
+        preprocess: How pixels become the model's input, where the model does not say.
+        out: File that is written unit by unit; the same call goes on where a killed one stopped.
+        progress: Show a bar with the time left.
+
+    Returns:
+        `Maximized`: `images` (U, D, C, H, W), `activations` (U, D, S), `steps`, `transparency`, `seed`. After Ctrl-C
+        the units that are done, with a warning.
+
+    Raises:
+        OptionError, UnitError, LayerError: An argument has no meaning for this model.
+        ModelError: A gradient is not finite, or nothing depends on the image.
+
+    Source:
+        Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", 2013; Olah, Mordvintsev & Schubert,
+        "Feature Visualization", Distill 2017; Fel et al., "Unlocking Feature Visualization for Deeper Networks with
+        MAgnitude Constrained Optimization", NeurIPS 2023.
+    """
+    settings = _settings(parametrization, robust, steps, rate, seed, dtype)
+    if n < 1 or diversity < 0 or (batch_size is not None and batch_size < 1):
+        raise OptionError(f"n={n}, diversity={diversity}, batch_size={batch_size}: expected at least 1, 0 and 1.")
+    shape = find_input_size(model, input_size)
+    task = _Task(parametrization, settings, n, diversity, shape)
+    with reading(model, pixels_of(model, preprocess), shape) as network:
+        goals = _goals(model, network, layer, units, target, directions, at, negative, preprocess)
+        best = _best_photos(goals, top)
+        size = batch_size or (_BATCH_CUDA if network.device.type == "cuda" else _BATCH)
+        per = max(1, size // n)
+        blocks = [range(i, min(i + per, len(goals.names))) for i in range(0, len(goals.names), per)]
+        climb_block = functools.partial(_climb, network, goals, task)
+        options: Any = {"sizes": [len(b) * n * steps for b in blocks], "name": "maximize", "unit": "steps"}
+        if out is None:
+            arrays = {name: torch.zeros(of, dtype=dtype) for name, (dtype, of) in _laid_out(goals, task).items()}
+            done = _run_in_memory(blocks, functools.partial(climb_block, arrays), {**options, "progress": progress})
+            return _result(goals, task, arrays, done, best)
+        with Draft(out) as draft:
+            arrays = _open(draft, model, goals, task, best, size)
+            run(blocks, functools.partial(climb_block, arrays), draft, progress=progress, **options)
+            draft.finish()
+    return Maximized.load(out)
+
+
+def _run_in_memory(blocks: Sequence[range], compute: Callable[[range], Iterator[Step]], options: dict[str, Any]) -> int:
+    """Run a job whose blocks go to memory; return how many objectives are done. Ctrl-C keeps those."""
+    done = _Counted()
+    try:
+        run(blocks, compute, done, **options)
+    except KeyboardInterrupt:
+        if not done.blocks:
+            raise
+        made = sum(len(blocks[n]) for n in range(done.blocks))
+        total = sum(map(len, blocks))
+        warnings.warn(f"interrupted: {made} of {total} objectives are done and returned.", stacklevel=3)
+    return sum(len(blocks[n]) for n in range(done.blocks))
+
+
+class _Counted(Memory):
+    """Counts the blocks that are done; they are done in order."""
+
+    blocks = 0
+
+    def mark(self, block: int) -> None:
+        """Count one more."""
+        self.blocks = block + 1
+
+
+def _open(
+    draft: Draft, model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int
+) -> dict[str, Tensor]:
+    """Lay out the result's file, or go on with one that a job like this left."""
+    large = {name: torch.zeros((), dtype=dtype).expand(of) for name, (dtype, of) in _laid_out(goals, task).items()}
+    facts, own = _result(goals, task, large, len(goals.names), best).header()
+    own = dict(sorted(own.items(), key=lambda item: -item[1].dtype.itemsize))
+    digest = hashlib.blake2b(repr((facts, batch_size, task)).encode(), digest_size=16)
+    hash_weights(unwrapped(model), digest)
+    fields = {name: (array.dtype, tuple(array.shape)) for name, array in own.items()}
+    known = {name: array for name, array in own.items() if name not in large}
+    return draft.open(digest.hexdigest(), fields, {"kind": Maximized.file_kind, **facts}, known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goals:
+    """What U items are to excite, and how they are called."""
+
+    layer: str
+    number: int | None
+    objectives: tuple[Objective, ...]
+    names: tuple[str, ...]
+    units: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """How each image is made."""
+
+    parametrization: str
+    settings: Settings
+    n: int
+    diversity: float
+    shape: tuple[int, int, int]
+
+    def parameters(self, keys: Sequence[int]) -> Parameters:
+        """Return n images for each of some units, from the starts that belong to the units' numbers."""
+        seeds = [(self.settings.seed * 1_000_003 + key) * 1009 + d for key in keys for d in range(self.n)]
+        return make(self.parametrization, seeds, self.shape)
+
+
+def _settings(
+    parametrization: str, robust: Any, steps: int, rate: float | None, seed: int, dtype: torch.dtype | None
+) -> Settings:
+    if parametrization not in PARAMETRIZATIONS:
+        known = ", ".join(map(repr, PARAMETRIZATIONS))
+        raise OptionError(f"parametrization={parametrization!r}: expected one of {known}.")
+    if steps < 1 or (rate is not None and not 0 < rate < float("inf")):
+        raise OptionError(f"steps={steps}, rate={rate}: expected at least 1, and a number above 0.")
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise OptionError(f"dtype={dtype}: expected torch.bfloat16, torch.float16 or None.")
+    return Settings(steps, rate or RATES[parametrization], robustness.read(robust), int(seed), dtype)
+
+
+def _goals(
+    model: nn.Module,
+    network: Network,
+    layer: int | str | None,
+    units: Any,
+    target: Any,
+    directions: Tensor | None,
+    at: str,
+    negative: bool,
+    preprocess: Any,
+) -> Goals:
+    """Make sense of what is to be excited."""
+    if (layer is None) == (target is None):
+        raise OptionError("give either layer=, with units= or directions=, or target=.")
+    if target is not None:
+        if units is not None or directions is not None:
+            raise OptionError(
+                "units and directions are of a layer: leave them out, or give layer= in place of target=."
+            )
+        goals = _targets(model, network, target, preprocess)
+    else:
+        assert layer is not None
+        goals = _of_layer(network, layer, units, directions, at)
+    if negative:
+        goals = dataclasses.replace(goals, objectives=tuple(-objective for objective in goals.objectives))
+    return goals
+
+
+def _of_layer(network: Network, layer: int | str, units: Any, directions: Tensor | None, at: str) -> Goals:
+    found = network.find(layer).layer
+    if directions is None:
+        chosen = found.choose(units)
+        each = tuple(objectives.unit(found.name, number, at) for number in chosen)
+        return Goals(found.name, found.number, each, tuple(f"unit {u}" for u in chosen), tuple(chosen))
+    if units is not None:
+        raise OptionError("units and directions exclude each other.")
+    vectors = torch.as_tensor(directions)
+    vectors = vectors[None] if vectors.dim() == 1 else vectors
+    if vectors.dim() != 2 or vectors.shape[1] != found.units:
+        raise OptionError(
+            f"directions have shape {tuple(vectors.shape)}, expected (n, {found.units}): one number per unit of "
+            f"layer {found.name!r}."
+        )
+    each = tuple(objectives.direction(found.name, vector, at) for vector in vectors)
+    names = tuple(f"direction {i}" for i in range(len(vectors)))
+    return Goals(found.name, found.number, each, names, (-1,) * len(names))
+
+
+def _targets(model: nn.Module, network: Network, target: Any, preprocess: Any) -> Goals:
+    wanted = list(target) if isinstance(target, (list, tuple, Tensor)) else [target]
+    if not wanted:
+        raise OptionError("target is an empty list: give a class or an objective.")
+    known = class_names(model, preprocess, None, network.classes())
+    each, names, numbers = [], [], []
+    for one in wanted:
+        if isinstance(one, Objective):
+            each.append(one)
+            names.append(one.name)
+            numbers.append(-1)
+            continue
+        number = find_class(one, known, network.classes())
+        name = known[number] if known else f"class {number}"
+        each.append(objectives.output(number, name))
+        names.append(name)
+        numbers.append(number)
+    return Goals("", None, tuple(each), tuple(names), tuple(numbers))
+
+
+def _laid_out(goals: Goals, task: _Task) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Say which arrays a result has."""
+    items, (channels, height, width) = (len(goals.objectives), task.n), task.shape
+    return {
+        "images": (torch.float32, (*items, channels, height, width)),
+        "activations": (torch.float32, (*items, task.settings.steps + 1)),
+        "transparency": (torch.float32, (*items, height, width)),
+    }
+
+
+def _climb(
+    network: Network, goals: Goals, task: _Task, arrays: dict[str, Tensor], chosen: Sequence[int]
+) -> Iterator[Step]:
+    """Make the images of some objectives, D each, and put them into the result's arrays; yield after each step."""
+    own = [goals.objectives[i] for i in chosen for _ in range(task.n)]
+    layers = list(dict.fromkeys(layer for objective in own for layer in objective.layers))
+    sources = {layer: network.find(layer) for layer in layers if layer is not None}
+    parameters = task.parameters([goals.units[i] if goals.units[i] >= 0 else i for i in chosen])
+    seen: list[Tensor] = []
+
+    def loss(readings: Readings, pixels: Tensor) -> Tensor:
+        scores = _each(own, readings, sources, Objective.score)
+        return _likeness(scores, readings, sources, task) - scores
+
+    def look(step: int, readings: Readings) -> None:
+        with torch.no_grad():
+            seen.append(_each(own, readings, sources, Objective.measure).float())
+
+    felt = torch.zeros(len(own), *task.shape[1:])
+    for gradient in climb(network, parameters, list(sources.values()), None in layers, loss, look, task.settings):
+        felt += gradient.float().cpu()
+        yield len(own), ()
+    made = {
+        "images": parameters.images().detach().float().cpu(),
+        "activations": torch.stack(seen, 1).cpu(),
+        "transparency": felt / felt.amax((1, 2), keepdim=True).clamp(min=1e-30),
+    }
+    for name, value in made.items():
+        arrays[name][list(chosen)] = value.unflatten(0, (len(chosen), task.n))
+
+
+def _each(
+    own: Sequence[Objective], readings: Readings, sources: dict[Any, Source], what: Callable[[Objective, Read], Tensor]
+) -> Tensor:
+    """Return a number per image (B,), of its own objective and its own readings."""
+    taken: dict[tuple[Any, str], tuple[Tensor, ...]] = {}
+
+    def read(image: int, layer: Any, how: str) -> Tensor:
+        key = (layer, how)
+        if key not in taken:
+            taken[key] = readings.take(sources.get(layer), how).unbind(0)
+        return taken[key][image]
+
+    return torch.stack([what(goal, functools.partial(read, i)) for i, goal in enumerate(own)])
+
+
+def _likeness(scores: Tensor, readings: Readings, sources: dict[Any, Source], task: _Task) -> Tensor:
+    """Return what images of one unit lose by being alike (B,): their Gram matrices' mean cosine, times the score."""
+    if task.n == 1 or not task.diversity or not sources:
+        return torch.zeros_like(scores)
+    lost = []
+    for source in sources.values():
+        flat = readings.response(source).flatten(2)
+        gram = torch.nn.functional.normalize((flat @ flat.mT).flatten(1), dim=1, eps=1e-12)
+        groups = gram.unflatten(0, (-1, task.n))
+        alike = (groups @ groups.mT).sum(-1) - 1  # without each image's likeness to itself
+        lost.append((alike / (task.n - 1)).flatten())
+    return task.diversity * scores.detach().abs() * torch.stack(lost).sum(0)
+
+
+def _best_photos(goals: Goals, top: TopK | None) -> Tensor | None:
+    if top is None:
+        return None
+    if not goals.layer or min(goals.units) < 0:
+        raise OptionError("top= compares units of a layer with photos: give layer= and units=.")
+    return top[goals.layer].values[list(goals.units), 0].float()
+
+
+def _result(goals: Goals, task: _Task, arrays: dict[str, Tensor], done: int, best: Tensor | None) -> Maximized:
+    facts = {
+        "parametrization": task.parametrization,
+        "rate": task.settings.rate,
+        **dataclasses.asdict(task.settings.robust),
+        "diversity": task.diversity,
+    }
+    return Maximized(
+        goals.layer,
+        goals.number,
+        goals.names[:done],
+        torch.tensor(goals.units[:done]),
+        arrays["images"][:done],
+        arrays["activations"][:done],
+        torch.arange(task.settings.steps + 1),
+        arrays["transparency"][:done],
+        task.settings.seed,
+        tuple(facts.items()),
+        best if best is None else best[:done],
+    )

@@ -1,0 +1,157 @@
+"""A network read with gradients: the responses of some layers, and no layer after them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..guard import check_weights, placement, untouched
+from ..images.preprocess import Preprocess
+from ..model.survey import describe
+from ..model.table import Layer, find
+from ..rules import table as rules
+from ..rules.kinds import Kind
+from ..tape.operations import Op, Tape
+from ..tape.record import record
+from .pictures import shape_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a layer's response comes from: the layer, its own value, and what went into its activation."""
+
+    layer: Layer
+    before: tuple[int, ...]
+    dim: int  # along which several are joined
+
+
+class Network:
+    """A network inside `untouched`, whose weights take no gradient; made by `reading`."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess | None, example: Tensor) -> None:
+        self.network, self.preprocess = network, preprocess
+        self.device, self.dtype = placement(network)
+        self.tape = record(network, example, saver=rules.Saving())
+        self.rows = describe(self.tape, network)
+        self.shape = shape_of(example[0])
+
+    def find(self, layer: int | str) -> Source:
+        """Find a layer and what goes into its activation."""
+        found = find(self.rows, layer)
+        return Source(found, *_before(self.tape, found.value))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Bring images (B, C, H, W) from 0–1 pixels into the network's input space."""
+        known = self.preprocess
+        if known is None or known.mean is None or known.std is None:
+            return pixels
+        mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (known.mean, known.std))
+        return (pixels - mean) / std
+
+    def read(self, pixels: Tensor, sources: Sequence[Source], output: bool = False) -> Readings:
+        """Run the network on images (B, C, H, W) of 0–1 pixels as far as the deepest of `sources`."""
+        values = {value for source in sources for value in (source.layer.value, *source.before)}
+        batch = self.normalize(pixels).to(self.dtype)
+        if output:
+            values.add(self._output())
+        memory = torch.channels_last if batch.shape[1] > 1 else torch.contiguous_format
+        tape = record(self.network, batch.contiguous(memory_format=memory), until=max(values), keep=values)
+        return Readings(tape, self._output() if output else None)
+
+    def classes(self) -> int:
+        """Return how many classes the output (N, classes) has."""
+        return int(self.tape.shapes[self._output()][1])
+
+    def wanted(self, layers: Any) -> list[int | str]:
+        """Return what `layer=` means: one, several, or None for all that have a number."""
+        if layers is None:
+            return [row.name for row in self.rows if row.number is not None]
+        return list(layers) if isinstance(layers, (list, tuple)) else [layers]
+
+    def _output(self) -> int:
+        value = self.tape.output
+        if value is None or len(self.tape.shapes[value]) != 2:
+            raise ModelError("the model's output is not (N, classes). Choose a layer, or wrap the model.")
+        return value
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What one pass gave."""
+
+    tape: Tape
+    value: int | None
+
+    def response(self, source: Source) -> Tensor:
+        """Return the layer's response (B, units, rows, cols) after its activation."""
+        return source.layer.as_maps(self.tape.kept[source.layer.value])
+
+    def before(self, source: Source) -> Tensor:
+        """Return what went into the layer's activation (B, units, rows, cols)."""
+        parts = [self.tape.kept[value] for value in source.before]
+        return source.layer.as_maps(parts[0] if len(parts) == 1 else torch.cat(parts, source.dim))
+
+    def take(self, source: Source | None, how: str) -> Tensor:
+        """Return the output, or a layer as `Term.reads` names it, for all images."""
+        if source is None:
+            return self.output()
+        if how == "response":
+            return self.response(source)
+        before = self.before(source)
+        if how == "before":
+            return before
+        response = self.response(source)
+        return torch.where((response <= 0) & (before < 0), before, response)
+
+    def output(self) -> Tensor:
+        """Return the model's output (B, classes)."""
+        assert self.value is not None
+        return self.tape.kept[self.value]
+
+
+def _before(tape: Tape, value: int) -> tuple[tuple[int, ...], int]:
+    """Follow a response back through dropout, activation and concatenation: the values before, and where they join."""
+    made = tape.producer()
+    maker = made.get(value)
+    while maker is not None and _kind(maker) is Kind.IDENTITY and len(maker.inputs) == 1:
+        value = maker.inputs[0]
+        maker = made.get(value)
+    if maker is not None and _kind(maker) is Kind.CONCATENATION:
+        parts = [made.get(part) for part in maker.inputs]
+        if all(part is not None and _kind(part) is Kind.RECTIFIER and len(part.inputs) == 1 for part in parts):
+            return tuple(part.inputs[0] for part in parts if part is not None), _joined_along(maker)
+    if maker is not None and _kind(maker) is Kind.RECTIFIER and len(maker.inputs) == 1:
+        return (maker.inputs[0],), 1
+    return (value,), 1
+
+
+def _kind(op: Op) -> Kind | None:
+    rule = rules.RULES.get(op.short)
+    return None if rule is None else rule.kind
+
+
+def _joined_along(op: Op) -> int:
+    dim = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else 0)
+    return int(dim)
+
+
+@contextlib.contextmanager
+def reading(model: nn.Module, preprocess: Preprocess | None, shape: tuple[int, int, int]) -> Iterator[Network]:
+    """Open a network for images (C, H, W); its weights take no gradient meanwhile, and it is left as it was."""
+    with untouched(model) as network:
+        check_weights(network)
+        wanted = [p for p in network.parameters() if p.requires_grad]
+        device, dtype = placement(network)
+        try:
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            yield Network(network, preprocess, torch.zeros(1, *shape, device=device, dtype=dtype))
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_(True)
