@@ -76,6 +76,8 @@ def _project(command: Command, parsed: argparse.Namespace) -> None:
     result = command.call(parsed, load(parsed))
     write(parsed.out or f"layer-{parsed.layer}.png", result.plot(scale=parsed.scale))
     save(result, parsed)
+    if result.note:
+        say(result.note, parsed)
 
 
 def _deconv(command: Command, parsed: argparse.Namespace) -> None:

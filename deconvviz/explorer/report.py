@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ..checks import at_once, numbers_of, whole
@@ -20,7 +21,7 @@ from ..model.survey import layers as list_layers
 from ..model.table import Layer, Layers, LayerTable, find_all
 from ..occlusion.occlude import occlude
 from ..projection.project import project
-from ..projection.result import Projections
+from ..projection.result import Projections, warn_of_likeness
 from ..results.store import replacing
 from ..studies.filters import filters
 from ..topk.result import LayerTop, TopK
@@ -260,14 +261,16 @@ class _How(NamedTuple):
                 encoded, contrast = sprites.units(result, row, shape)
                 unfinished.add(f"u{number}-{unit}", encoded)
                 contrasts.append(contrast)
+            alike = [] if result.likeness is None else result.likeness.tolist()
             path.unlink()
-            return {"boxes": boxes, "contrasts": contrasts}
+            return {"boxes": boxes, "contrasts": contrasts, "likeness": alike}
 
         pieces = [
             unfinished.part(f"{piece} of layer {number}", partial(project_piece, piece))
             for piece in self._pieces(layer, top, units)
         ]
         order = _order(top)
+        alike = [value for piece in pieces for value in piece["likeness"]]
         return {
             "name": layer.name,
             "number": layer.number,
@@ -284,6 +287,7 @@ class _How(NamedTuple):
             "positions": top.positions[units].tolist(),
             "boxes": [box for piece in pieces for box in piece["boxes"]],
             "contrasts": [contrast for piece in pieces for contrast in piece["contrasts"]],
+            "note": warn_of_likeness(torch.tensor(alike), layer.switches, max(height, width)),
         }
 
     def _pieces(self, layer: Layer, top: LayerTop, units: Sequence[int]) -> Iterator[list[int]]:

@@ -18,13 +18,15 @@ from ..rules.kinds import AUDITED
 from ..rules.table import Saving, find
 from ..tape.operations import Op, Tape
 from ..tape.record import record
+from .switches import switches_below
 
 
 @dataclass(frozen=True)
 class AuditRow:
     """One operation that ran: its function, its module, how often there, its rule, and how the rule stands.
 
-    `status` is "exact" (as in the ZFNet paper), "extension" (the paper has no such operation) or "unsupported".
+    `switches` counts the max-pools between its result and the images, at its deepest call. `status` is "exact" (as in
+    the ZFNet paper), "extension" (the paper has no such operation) or "unsupported".
     """
 
     operation: str
@@ -33,6 +35,7 @@ class AuditRow:
     kind: str
     rule: str
     status: str
+    switches: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Audit:
         return tuple(row for row in self.rows if row.status == "unsupported")
 
     def _cells(self) -> list[tuple[str, ...]]:
-        return [(r.operation, r.module, str(r.calls), r.status, r.rule) for r in self.rows]
+        return [(r.operation, r.module, str(r.calls), r.status, str(r.switches), r.rule) for r in self.rows]
 
     def __str__(self) -> str:
         """Lay the table out as text."""
@@ -65,7 +68,7 @@ class Audit:
         return as_html(_HEADINGS, self._cells())
 
 
-_HEADINGS = ("operation", "module", "calls", "status", "rule")
+_HEADINGS = ("operation", "module", "calls", "status", "max-pools below", "rule")
 
 
 def audit(
@@ -107,12 +110,14 @@ def audit(
     with untouched(model) as network:
         tape = record(network, image.to(device, dtype), saver=Saving())
     counts: dict[AuditRow, int] = {}
-    carried = _carried(tape)
+    deepest: dict[AuditRow, int] = {}
+    carried, switches = _carried(tape), switches_below(tape)
     for op in tape.ops:
         row = _row(op, not carried.isdisjoint(op.outputs))
         if row.kind in AUDITED or not row.kind:
             counts[row] = counts.get(row, 0) + 1
-    return Audit(tuple(replace(row, calls=calls) for row, calls in counts.items()))
+            deepest[row] = max(deepest.get(row, 0), *(switches[value] for value in op.outputs))
+    return Audit(tuple(replace(row, calls=n, switches=deepest[row]) for row, n in counts.items()))
 
 
 def _carried(tape: Tape) -> set[int]:

@@ -15,6 +15,7 @@ from ..rules.table import Saving, kind_of, reach_all
 from ..tape.operations import Op, Tape
 from ..tape.receptive_field import Reach
 from ..tape.record import record
+from .switches import switches_below
 from .table import Layer, Layers, LayerTable, find_all, maker_of, one_by_one
 
 # Networks with at most this many convolutions are counted by convolution, deeper ones by stride (AlexNet has 5,
@@ -23,7 +24,7 @@ FEW = 7
 
 
 def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> LayerTable:
-    """List a model's layers: number, name, kind, units, map size, receptive field, stride.
+    """List a model's layers: number, name, kind, units, map size, receptive field, stride, max-pools below.
 
     Example:
         >>> import deconvviz, torchvision
@@ -87,6 +88,7 @@ def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
     reaches = reach_all(tape)
     _check_order(tape, reaches)
     rows = []
+    switches = switches_below(tape)
     chosen = _chosen(tape, network)
     numbers = {value: n for n, value in enumerate(chosen.values(), 1)} or _numbers(tape, reaches)
     names: dict[int, list[str]] = {}
@@ -111,6 +113,7 @@ def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
                 value=value,
                 reach=reach,
                 maker=maker_of(tape, value),
+                switches=switches[value],
             )
         )
     return tuple(rows)

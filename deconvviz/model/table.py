@@ -24,8 +24,9 @@ class Layer:
 
     `name` and each of `aliases` (modules that return the same tensor) is what `layer=` takes, `number` the papers'
     number if it has one; `receptive_field` and `stride` are (vertical, horizontal) input pixels, the stride None for
-    a layer without rows and columns. `units` is 0 where it can't be told which of a tensor's dimensions are channels,
-    as inside an attention: such a layer is listed, and refused.
+    a layer without rows and columns. `switches` counts the max-pools between the layer and the images, all that a
+    deconvnet's way back takes from an image. `units` is 0 where it can't be told which of a tensor's dimensions are
+    channels, as inside an attention: such a layer is listed, and refused.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Layer:
     value: int = field(repr=False)
     reach: Reach = field(repr=False, compare=False)
     maker: str = field(repr=False, compare=False, default="")  # the operation that `value` comes from
+    switches: int = 0  # max-pools between it and the images
 
     def response_in(self, tape: Tape) -> Tensor:
         """Return the recorded response as the network made it."""
@@ -145,6 +147,7 @@ class LayerTable:
                 f"{r.height}×{r.width}" if r.units else "?",
                 f"{r.receptive_field[0]}×{r.receptive_field[1]}",
                 "" if r.stride is None else f"{r.stride[0]}×{r.stride[1]}",
+                str(r.switches),
             )
             for r in self.rows
         ]
@@ -157,7 +160,7 @@ class LayerTable:
         return as_html(HEADINGS, self.lines())
 
 
-HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride")
+HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride", "max-pools below")
 
 
 Layers = int | str | Sequence[int | str]  # what `layers=` takes: one, or several, each by number or name

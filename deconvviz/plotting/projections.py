@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ from skimage.util import montage
 from ..errors import OptionError, UnitError
 from ..images.display import GRAY, inside_image, rgb, signed, true_colours
 from ..projection.result import Projections
-from .style import DPI, inches
+from .style import DPI, WARNING, inches
 
 MOST = 64  # blocks in one picture; more would be dots
 _RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
+_LETTER, _LINE = 8, 18  # pixels: what a letter of a note takes, and a line of it
 _SCALES = ("unit", "projection")
 
 
@@ -58,7 +60,9 @@ def draw(
     rows = _rows(result, units)
     left, right = compose(result, units=units, scale=scale)
     height, width = left.shape[:2]
-    frame = (2 * width + _MIDDLE, height + _HEAD)
+    # What the picture cannot show stands above all, in lines as long as the picture is wide.
+    note = textwrap.wrap(result.note, max(30, (2 * width + _MIDDLE - 2 * _GAP) // _LETTER))
+    frame = (2 * width + _MIDDLE, height + _HEAD + _LINE * len(note))
     if figure is None:
         figure = Figure(figsize=(frame[0] / DPI, frame[1] / DPI), dpi=DPI, facecolor="white")
     grid = _Grid.of(result, len(rows))
@@ -72,9 +76,12 @@ def draw(
         axes.text(_GAP, -2, name, fontsize=15 * point, color="0.35", va="bottom")
         for block, row in enumerate(rows):
             x, y = grid.corner(block)
-            label = f"{int(result.units[row])}" if len(rows) > 1 else _story(result, row, side)
+            dead = " (no response)" if (result.image_ids[row] < 0).all() else ""
+            label = f"{int(result.units[row])}{dead}" if len(rows) > 1 else _story(result, row, side)
             axes.text(x + 1, y - 2, label, fontsize=13 * point, color="0.35", va="bottom")
         if side == 0:
+            lines = "\n".join(note)
+            axes.text(_GAP, -_HEAD + 6, lines, fontsize=13 * point, color=WARNING, va="bottom", linespacing=1.1)
             axes.text(_GAP, -26, title or _title(result, len(rows)), fontsize=20 * point, va="bottom")
     return figure
 
@@ -188,7 +195,10 @@ def _title(result: Projections, shown: int) -> str:
 
 def _story(result: Projections, row: int, side: int) -> str:
     """Return the line above a unit drawn alone: its activations at the left, its images at the right."""
+    there = [k for k, i in enumerate(result.image_ids[row].tolist()) if i >= 0]
+    if not there:
+        return "" if side else f"unit {int(result.units[row])}: no response"
     if side:
-        return "images " + ", ".join(str(int(i)) for i in result.image_ids[row])
-    values = ", ".join(f"{float(a):.3g}" for a in result.activations[row])
+        return "images " + ", ".join(str(int(result.image_ids[row, k])) for k in there)
+    values = ", ".join(f"{float(result.activations[row, k]):.3g}" for k in there)
     return f"unit {int(result.units[row])}: {values}"

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure, FigureBase
 
 DPI = 144  # two pixels to the point
 
+WARNING = "#a8484b"  # of what a picture cannot show
+
 # Okabe & Ito's colours, told apart by colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 

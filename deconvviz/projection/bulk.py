@@ -74,6 +74,7 @@ class Frames:
     def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return type and shape of each array of the result."""
         plain = {name: (x.dtype, tuple(x.shape)) for name, x in self.arrays().items()}
+        plain["likeness"] = torch.float32, (self.shape[0],)
         return plain | dict.fromkeys(_PICTURES, (torch.float32, self.shape))
 
     def arrays(self) -> dict[str, Tensor]:
@@ -90,11 +91,12 @@ class Frames:
 @torch.inference_mode(False)  # a result that is filled here must be writable here
 def allocate(frames: Frames, facts: Mapping[str, object]) -> dict[str, Tensor]:
     """Return the result's arrays, those known before filled in: in memory, or in a file that has no name."""
+    known = {**frames.arrays(), "likeness": torch.zeros(frames.shape[0])}
     if 2 * 4 * int(np.prod(frames.shape)) >= STREAM_BYTES:
         pictures = {name: frames.fields()[name] for name in _PICTURES}
-        return {**frames.arrays(), **_map_unnamed(pictures, facts)}
+        return {**known, **_map_unnamed(pictures, facts)}
     # NumPy's zeros are pages that the system clears when they are first touched; torch would write them twice.
-    return {**frames.arrays(), **{name: torch.from_numpy(np.zeros(frames.shape, np.float32)) for name in _PICTURES}}
+    return {**known, **{name: torch.from_numpy(np.zeros(frames.shape, np.float32)) for name in _PICTURES}}
 
 
 _PICTURES = ("patches", "projections")

@@ -26,7 +26,7 @@ from ..topk.result import TopK
 from ..topk.scan import top as scan_top
 from .bulk import Frames, allocate, fill
 from .deconvnet import begin, carry
-from .result import Projections
+from .result import Projections, likeness
 
 
 def project(
@@ -118,6 +118,7 @@ def project(
             arrays = draft.open(key, frames.fields(), known, frames.arrays())
         with untouched(model) as network:
             fill(network, source, frames, arrays, draft or Memory(), saving, batch_size, progress)
+        arrays["likeness"].copy_(likeness(arrays["projections"]))
         if draft is not None:
             draft.finish()
     if out is not None:
@@ -161,7 +162,7 @@ def _scan(model: nn.Module, source: ImageSet, layer: Layer, draft: Draft | None,
 def _facts(layer: Layer, source: ImageSet, rule: str) -> dict[str, Any]:
     """Return the fields of the result that are no arrays."""
     mean, std = source.preprocess.mean, source.preprocess.std
-    facts = {"layer": layer.name, "number": layer.number, "rule": rule}
+    facts = {"layer": layer.name, "number": layer.number, "rule": rule, "switches": layer.switches}
     return facts | {"mean": mean and tuple(mean), "std": std and tuple(std)}
 
 

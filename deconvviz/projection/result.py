@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..results.base import Result, tuples
 from ..results.text import amount
+
+# From this mean cosine on the nine are nearly one: on networks without max-pools it is 0.8 to 1.0, on SqueezeNet 0.1.
+ALIKE = 0.5
+SMALL = 11  # pixels: up to this size a projection is a filter, or little more, and alike on every network
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,6 +25,9 @@ class Projections(Result):
     in input pixels, `patches` and `projections` (U, K, C, h, w), where h × w is the layer's largest receptive field
     clipped to the image; what a box lacks at the image's edge is zero. Patches are in the model's input space;
     `mean` and `std` take them back to pixels in 0–1. Large results are mapped from a file and read when looked at.
+    `likeness` (U,) is the mean cosine between the K projections of a unit (NaN where there are not two),
+    `likeness_of_units` that between the units' mean projections; `switches` counts the max-pools below the layer. Where
+    the nine of a unit are nearly one, they hardly depend on the images: `note` says so.
     `plot` draws the paper's Fig. 2, see `deconvviz.plotting.projections.draw`.
     """
 
@@ -35,6 +43,8 @@ class Projections(Result):
     rule: str = "deconvnet"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    likeness: Tensor | None = None
+    switches: int | None = None
 
     file_kind = "projections"
     drawn_by = "projections"
@@ -45,9 +55,22 @@ class Projections(Result):
         height, width = self.patches.shape[-2:]
         return f"{self.layer}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px"
 
+    @property
+    def likeness_of_units(self) -> float:
+        """The mean cosine between the units' mean projections; NaN where there are not two."""
+        return mean_cosine(torch.stack([_directions(tiles).mean(0) for tiles in self.projections]))
+
+    @property
+    def note(self) -> str:
+        """What this picture cannot show, in one sentence; "" where there is nothing to say."""
+        if self.likeness is None or self.switches is None:
+            return ""
+        return warn_of_likeness(self.likeness, self.switches, max(self.patches.shape[-2:]))
+
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what a file's header says, and the arrays in it."""
-        return {name: getattr(self, name) for name in _FACTS}, {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in _FACTS}, arrays
 
     @classmethod
     def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Projections:
@@ -56,5 +79,36 @@ class Projections(Result):
         return cls(**fields)
 
 
-_ARRAYS = ("units", "activations", "image_ids", "positions", "boxes", "patches", "projections")
-_FACTS = ("layer", "number", "rule", "mean", "std")
+def likeness(projections: Tensor) -> Tensor:
+    """Return (U,): the mean cosine between each unit's projections (U, K, C, h, w) that are not zero."""
+    return torch.tensor([mean_cosine(tiles.flatten(1)) for tiles in projections])
+
+
+def mean_cosine(rows: Tensor) -> float:
+    """Return the mean cosine between different rows (n, D) that are not zero; NaN where there are not two."""
+    one = _directions(rows)
+    count = len(one)
+    return float((one.sum(0).square().sum() - count) / (count * (count - 1))) if count > 1 else float("nan")
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Return the rows (n, D) that are not zero, each divided by its length."""
+    flat = rows.flatten(1).double()
+    size = flat.norm(dim=1, keepdim=True)
+    return (flat / size)[size[:, 0] > 0]
+
+
+def warn_of_likeness(likeness: Tensor, switches: int, side: int) -> str:
+    """Say in one sentence that a layer's projections, of `side` pixels, are nearly one; "" where they are not."""
+    middle = float(likeness.nanmedian())
+    if side <= SMALL or not middle >= ALIKE:
+        return ""
+    pools = amount(switches, "max-pool") if switches else "no max-pool"
+    return (
+        f"The projections of a unit are nearly one (mean cosine {middle:.2f}; {pools} below this layer): they hardly "
+        "depend on the images. See what excites the unit with evidence."
+    )
+
+
+_ARRAYS = ("units", "activations", "image_ids", "positions", "boxes", "likeness", "patches", "projections")
+_FACTS = ("layer", "number", "rule", "switches", "mean", "std")

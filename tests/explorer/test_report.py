@@ -202,6 +202,35 @@ def test_occlusion_takes_the_images_that_are_asked_for(tmp_path):
     assert [scan["image"] for scan in write(tmp_path, occlusion=[5, 2]).data["occlusion"]["scans"]] == [5, 2]
 
 
+def test_empty_places_and_dead_units_are_shown_as_that(tmp_path):
+    scan = deconvviz.top(Net(), images(), layers=[1, 2], k=4, progress=False)
+    for best in scan.tops:
+        best.image_ids[3], best.values[3] = -1, 0
+        best.image_ids[5, 2:], best.values[5, 2:] = -1, 0
+    page = write(tmp_path, top=scan, layers=None, units=[3, 5])
+    for number, layer in enumerate(page.data["layers"]):
+        assert layer["images"][layer["units"].index(3)] == [-1] * 4
+        assert layer["images"][layer["units"].index(5)][2:] == [-1, -1]
+        assert len(layer["contrasts"][layer["units"].index(3)]) == 4 and f"u{number}-3" in page.scripts
+    assert "i-1" not in page.scripts and "-1" not in page.data["images"]["names"]
+
+
+def test_a_layer_whose_projections_are_nearly_one_says_so(tmp_path):
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            parts = [nn.Sequential(nn.Conv2d(3, 3, 5, padding=2), nn.ReLU()) for _ in range(3)]
+            self.parts = nn.Sequential(*parts)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.parts(x)
+
+    page = write(tmp_path, Still(), layers=[1, 3], occlusion=0)
+    assert [bool(layer["note"]) for layer in page.data["layers"]] == [False, True]
+    assert "no max-pool below this layer" in page.data["layers"][1]["note"]
+
+
 # ---- one file, safe ----
 
 

@@ -60,7 +60,7 @@ def test_it_prints():
     assert not report.unsupported
     lines = str(report).splitlines()
     assert len(lines) == len(report) + 1
-    assert lines[0].split() == ["operation", "module", "calls", "status", "rule"]
+    assert lines[0].split() == ["operation", "module", "calls", "status", "max-pools", "below", "rule"]
     assert report._repr_html_().count("<tr>") == len(report) + 1
 
 

@@ -93,9 +93,20 @@ def test_errors_list_the_right_ones():
 def test_the_table_prints():
     found = deconvviz.layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), (1, 4, 4))
     lines = str(found).splitlines()
-    assert lines[0].split() == ["number", "name", "kind", "units", "map", "receptive", "field", "stride"]
-    assert lines[2].split() == ["1", "1", "rectifier", "2", "2×2", "3×3", "1×1"]
-    assert lines[-1].split() == ["3", "linear", "3", "1×1", "4×4"]
+    assert lines[0].split() == [
+        "number",
+        "name",
+        "kind",
+        "units",
+        "map",
+        "receptive",
+        "field",
+        "stride",
+        "max-pools",
+        "below",
+    ]
+    assert lines[2].split() == ["1", "1", "rectifier", "2", "2×2", "3×3", "1×1", "0"]
+    assert lines[-1].split() == ["3", "linear", "3", "1×1", "4×4", "0"]
     assert found._repr_html_().count("<tr>") == 5
     assert "<td>rectifier</td>" in found._repr_html_()
 

@@ -31,6 +31,7 @@ def made(units=2, k=9, size=8, channels=3, seed=0, **fields):
         "rule": "deconvnet",
         "mean": (0.0,) * channels,
         "std": (1.0,) * channels,
+        "note": "",
     }
     return SimpleNamespace(**(result | fields))
 
@@ -255,3 +256,23 @@ def test_a_sheet_shows_each_map_on_its_own_scale():
     figure = plot.sheet(torch.randn(5, 3, 40, 30), title="unit 3")
     assert figure.axes[0].get_images()[0].get_array().shape == (2 * 42 + 2, 3 * 32 + 2, 3)
     assert png(figure).startswith(b"\x89PNG")
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_what_it_cannot_show_stands_above_it_and_makes_room():
+    plain, told = plot.draw(made()), plot.draw(made(note="The projections of a unit are nearly one. " * 4))
+    assert any("nearly one" in text for text in texts(told)) and not any("nearly one" in text for text in texts(plain))
+    assert told.get_figheight() > plain.get_figheight() and told.get_figwidth() == plain.get_figwidth()
+
+
+def test_a_dead_unit_is_said_to_be_dead():
+    ids = torch.arange(18).view(2, 9).clone()
+    ids[1] = -1
+    assert "3 (no response)" in texts(plot.draw(made(image_ids=ids)))
+    assert "unit 3: no response" in texts(plot.draw(made(image_ids=ids), units=[3]))
+    ids[1, 0] = 4
+    shown = texts(plot.draw(made(image_ids=ids), units=[3]))
+    assert "images 4" in shown and not any("-1" in text for text in shown)

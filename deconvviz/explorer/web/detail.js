@@ -12,8 +12,11 @@ function tileButtons(group, layer, at, what) {
     }));
   }
   [...group.children].forEach((button, i) => {
-    const name = data.images.names[layer.images[at][i]];
-    button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: ${name}, activation ${short(layer.activations[at][i])}`);
+    const id = layer.images[at][i];
+    const name = data.images.names[id];
+    button.disabled = id < 0;
+    if (id < 0) button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: empty, ${noResponse()}`);
+    else button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: ${name}, activation ${short(layer.activations[at][i])}`);
   });
 }
 
@@ -24,9 +27,8 @@ async function showDetail() {
   const places = order(layer);
   const position = places.indexOf(at);
   $("unit").textContent = `Unit ${state.unit}`;
-  const strongest = layer.activations[at][0];
   $("about-unit").textContent = `${layer.number === null ? "" : `Layer ${layer.number}, `}${layer.name} · ` +
-    (strongest > 0 ? `${ordinal(layer.ranks[at])}strongest of ${layer.of.toLocaleString("en")}` : "never active on these images");
+    (isDead(layer, at) ? noResponse() : `${ordinal(layer.ranks[at])}strongest of ${layer.of.toLocaleString("en")}`);
   $("previous").disabled = position === 0;
   $("next").disabled = position === places.length - 1;
   $("back").setAttribute("href", layerHash(layer));
@@ -49,6 +51,10 @@ async function drawTiles(layer, at) {
   const count = layer.images[at].length;
   const patches = Math.ceil(count / layer.columns) * layer.columns;
   for (let i = 0; i < count; i++) {
+    if (layer.images[at][i] < 0) {
+      for (const group of [$("projections"), $("patches")]) prepare(group.children[i].firstChild, 1, 1);
+      continue;
+    }
     const contrast = state.stretch ? 1 : layer.contrasts[at][i];
     drawOne($("projections").children[i].firstChild, bitmap, layer, i, 128, contrast);
     drawOne($("patches").children[i].firstChild, bitmap, layer, patches + i, 128);
@@ -71,6 +77,14 @@ function chooseTile(index) {
 
 async function showImage(layer, at, index) {
   const id = layer.images[at][index];
+  if (id < 0) {
+    $("which").textContent = noResponse();
+    terms($("tile-facts"), []);
+    $("image").setAttribute("aria-label", noResponse());
+    Object.assign($("box").style, { height: 0, width: 0 });
+    prepare($("image"), 1, 1);
+    return;
+  }
   const [top, left, bottom, right] = layer.boxes[at][index];
   const [height, width] = data.images.pixels;
   const name = data.images.names[id];
@@ -101,6 +115,7 @@ function showBars(layer, at, index) {
   $("bars").replaceChildren(...values.map((value, i) => {
     const button = make("button", { type: "button", "aria-pressed": String(i === index), "aria-label": `Image ${i + 1}, activation ${short(value)}`, title: short(value) });
     button.style.setProperty("--share", Math.max(value, 0) / most);
+    button.disabled = layer.images[at][i] < 0;
     button.addEventListener("click", () => chooseTile(i));
     return button;
   }));

@@ -35,14 +35,15 @@ function drawOne(canvas, bitmap, shape, index, goal, contrast) {
   drawTile(context, bitmap, shape, index, 0, 0, factor, contrast);
 }
 
-// Draws tiles first … first + count - 1 as a block with hairlines between them.
-function drawBlock(canvas, bitmap, shape, first, count, goal, contrasts) {
+// Draws a tile for each image from tile `first` on as a block with hairlines between them; empty places stay empty.
+function drawBlock(canvas, bitmap, shape, first, images, goal, contrasts) {
   const factor = factorFor(shape, goal);
   const [height, width] = shape.size.map((side) => side * factor);
-  const lines = Math.ceil(count / shape.columns);
+  const lines = Math.ceil(images.length / shape.columns);
   const gap = 2;
   const context = prepare(canvas, shape.columns * (width + gap) - gap, lines * (height + gap) - gap);
-  for (let i = 0; i < count; i++) {
+  for (let i = 0; i < images.length; i++) {
+    if (images[i] < 0) continue;
     const x = (i % shape.columns) * (width + gap);
     const y = Math.floor(i / shape.columns) * (height + gap);
     drawTile(context, bitmap, shape, first + i, x, y, factor, contrasts?.[i]);

@@ -17,9 +17,9 @@ function foundLayers(query) {
     .map((layer) => ({ hash: layerHash(layer), text: capital(layerLabel(layer)), note: `${layer.name}, ${many(layer.of, "unit")}` }));
 }
 
-// "37" is unit 37 of any layer, "5/37" and "5 37" that of layer 5 alone.
+// "37" is unit 37 of any layer, "5/37", "5:37" and "5 37" that of layer 5 alone.
 function foundUnits(query) {
-  const found = query.match(/^(?:(.+?)[\s/]+)?(?:unit\s*)?(\d+)$/);
+  const found = query.match(/^(?:(.+?)[\s/:]+)?(?:unit\s*)?(\d+)$/);
   if (!found) return [];
   const unit = Number(found[2]);
   const where = found[1]?.replace(/^layer\s*/, "").trim();

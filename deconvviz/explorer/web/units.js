@@ -12,6 +12,10 @@ const unitHash = (layer, unit) => `#layer/${encodeURIComponent(layer.name)}/${un
 const layerHash = (layer) => `#layer/${encodeURIComponent(layer.name)}`;
 const spriteName = (layer, unit) => `u${data.layers.indexOf(layer)}-${unit}`;
 
+// A place that no image excites has the image number -1; a unit that has no other is dead on these images.
+const isDead = (layer, at) => layer.images[at].every((id) => id < 0);
+const noResponse = () => `no response in ${many(data.images.count, "image")}`;
+
 let firstShown = false;
 
 async function drawCard(canvas) {
@@ -22,7 +26,7 @@ async function drawCard(canvas) {
   const count = layer.images[at].length;
   const signed = state.side === "projections";
   const first = signed ? 0 : Math.ceil(count / layer.columns) * layer.columns;
-  drawBlock(canvas, bitmap, layer, first, count, 56, signed && !state.stretch ? layer.contrasts[at] : null);
+  drawBlock(canvas, bitmap, layer, first, layer.images[at], 56, signed && !state.stretch ? layer.contrasts[at] : null);
   shown();
 }
 
@@ -47,15 +51,16 @@ function showList() {
   for (const canvas of $("cards").querySelectorAll("canvas")) cardWatch.observe(canvas);
   const shownUnits = layer.units.length;
   $("count").textContent = shownUnits < layer.of ? `${shownUnits} of ${many(layer.of, "unit")}` : many(layer.of, "unit");
+  $("note").textContent = layer.note;
   markSelected();
 }
 
 function card(layer, at) {
   const unit = layer.units[at];
-  const strongest = layer.activations[at][0];
+  const strongest = isDead(layer, at) ? noResponse() : short(layer.activations[at][0]);
   const canvas = make("canvas", { "data-layer": state.layer, "data-at": at, "aria-hidden": "true" });
-  const label = make("span", {}, make("b", {}, String(unit)), make("span", { class: "soft" }, short(strongest)));
-  const text = `Unit ${unit}, strongest activation ${short(strongest)}`;
+  const label = make("span", {}, make("b", {}, String(unit)), make("span", { class: "soft" }, strongest));
+  const text = isDead(layer, at) ? `Unit ${unit}: ${strongest}` : `Unit ${unit}, strongest activation ${strongest}`;
   return make("li", {}, make("a", { href: unitHash(layer, unit), class: "card", "aria-label": text, "data-unit": unit }, canvas, label));
 }
 

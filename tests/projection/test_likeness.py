@@ -1,0 +1,81 @@
+"""How alike a unit's projections are: measured, saved, and said where they hardly depend on the images."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import deconvviz
+from deconvviz.projection.result import Projections
+
+
+def network(pool):
+    torch.manual_seed(0)
+    middle = [nn.MaxPool2d(2)] if pool else [nn.Conv2d(8, 8, 2, 2), nn.ReLU()]
+    end = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *middle, *end)
+
+
+def made(pool, **options):
+    images = torch.rand(12, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    layer = "6" if pool else "7"
+    return deconvviz.project(network(pool), images, layer=layer, units="all", top=4, progress=False, **options)
+
+
+def by_pairs(tiles):
+    flat = [tile.flatten().double() for tile in tiles if tile.any()]
+    pairs = [float(a @ b / a.norm() / b.norm()) for a, b in itertools.combinations(flat, 2)]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_it_is_the_mean_cosine_of_all_pairs(pool):
+    result = made(pool)
+    expected = torch.tensor([by_pairs(tiles) for tiles in result.projections])
+    assert torch.allclose(result.likeness, expected, atol=1e-6, equal_nan=True)
+    means = [
+        torch.stack([t.double().flatten() / t.double().norm() for t in tiles if t.any()]).mean(0)
+        for tiles in result.projections
+        if tiles.any()
+    ]
+    assert result.likeness_of_units == pytest.approx(by_pairs(means))
+    assert result.switches == int(pool)
+
+
+def test_without_switches_the_picture_says_so():
+    result = made(False)
+    assert float(result.likeness.nanmedian()) > 0.8
+    assert "no max-pool below this layer" in result.note and "evidence" in result.note
+    assert any("nearly one" in text.get_text() for axes in result.plot().axes for text in axes.texts)
+    assert made(True).note == ""
+
+
+def test_a_single_filter_is_alike_by_nature_and_says_nothing():
+    images = torch.rand(6, 3, 40, 40)
+    result = deconvviz.project(network(True), images, layer=1, top=3, progress=False)
+    assert float(result.likeness.nanmedian()) > 0.99 and result.note == ""
+
+
+def test_it_is_saved_and_files_without_it_still_load(tmp_path):
+    result = made(False, out=tmp_path / "streamed")
+    result.save(tmp_path / "saved")
+    assert Projections.load(tmp_path / "saved") == result == made(False)
+    old = Projections(**{**vars(result), "likeness": None, "switches": None})
+    old.save(tmp_path / "old")
+    again = Projections.load(tmp_path / "old")
+    assert again.likeness is None and again.note == "" and torch.equal(again.projections, result.projections)
+
+
+def test_empty_places_stay_empty():
+    images = torch.rand(6, 3, 40, 40)
+    scan = deconvviz.top(network(True), images, layers=["6"], k=3, progress=False)
+    best = scan["6"]
+    best.image_ids[0] = -1
+    best.values[0] = 0
+    best.image_ids[1, 2], best.values[1, 2] = -1, 0
+    found = deconvviz.project(network(True), images, layer="6", units=[0, 1, 2], top=scan, progress=False)
+    assert not found.projections[0].any() and not found.patches[0].any() and not found.boxes[0].any()
+    assert not found.patches[1, 2].any() and found.patches[1, :2].flatten(1).any(1).all()
+    assert found.likeness[0].isnan() and found.image_ids[1].tolist()[2] == -1
+    assert found.plot()
