@@ -15,8 +15,11 @@ from torchvision import transforms
 from torchvision.models import WeightsEnum
 from torchvision.transforms import functional as F
 
-from ..errors import DeconvvizError, ImageError, LayerError, OptionError, UnreadableImage
-from ..guard import unwrapped
+from ..errors import DeconvvizError, ForwardError, ImageError, LayerError, OptionError, UnreadableImage
+from ..guard import placement, untouched, unwrapped
+from ..tape.arguments import bound
+from ..tape.operations import Op, Tape
+from ..tape.record import Stop, record
 from .inverse import Inverse, measured
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
@@ -234,21 +237,51 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
 
 def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> tuple[int, int, int]:
     """Return (channels, height, width) of a model's input from a side, (height, width), all three, or what is known."""
-    weights = [p for p in model.parameters() if p.dim() == 4]
-    channels = int(weights[0].shape[1]) if weights else 3
     if size is None:
         try:
-            known = preprocess_for(model).size
+            size = preprocess_for(model).size or 224
         except ImageError:
-            known = None
-        return channels, *(known or (224, 224))
+            size = 224
     if isinstance(size, int):
-        return channels, size, size
+        size = size, size
     if len(size) == 2:
-        return channels, size[0], size[1]
+        return _channels_read(model, size[0], size[1]), size[0], size[1]
     if len(size) == 3:
         return size[0], size[1], size[2]
     raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")
+
+
+def _channels_read(model: nn.Module, height: int, width: int) -> int:
+    """Return how many channels the convolution wants that runs first; modules may be registered in another order."""
+    registered = [int(p.shape[1]) for p in model.parameters() if p.dim() == 4]
+    for channels in dict.fromkeys((_channels(model) or (registered or [3])[0], 3, 1)):
+        try:
+            given, wanted = _first_convolution(model, (channels, height, width))
+            if given != wanted:  # it may see more than the images: coordinates beside them, or their pixels unshuffled
+                channels = channels * wanted // given if channels * wanted % given == 0 else channels + wanted - given
+                given, wanted = _first_convolution(model, (max(1, channels), height, width))
+        except ForwardError:
+            continue
+        if given == wanted:
+            return channels
+    return (registered or [3])[0]
+
+
+def _first_convolution(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Run a blank image up to the first convolution: the channels that it gets, and those that it wants."""
+    found = []
+
+    def look(tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+        if op.short == "conv2d" and len(tensors) == 1:
+            p = bound(op)
+            found.append((int(tensors[0].shape[-3]), int(p["weight"].shape[1]) * p["groups"]))
+            raise Stop
+        return run()
+
+    device, dtype = placement(model)
+    with untouched(model) as network:
+        record(network, torch.zeros(1, *shape, device=device, dtype=dtype), saver=look)
+    return found[0] if found else (0, 0)
 
 
 def _channels(network: nn.Module) -> int | None:

@@ -137,3 +137,42 @@ def test_position_maps_in_other_orders():
     assert torch.allclose(ours, expected, atol=1e-12)
     result = deconvviz.project(model, images.detach(), layer="fc", units=[2], top=1, progress=False)
     assert result.projections.shape == (1, 1, 2, 3, 3)
+
+
+class Late(nn.Module):
+    """Its modules are registered in another order than they run in; `form` says what the first one sees."""
+
+    def __init__(self, channels: int, form: str):
+        super().__init__()
+        seen = {"plain": channels, "coordinates": channels + 2, "unshuffled": 4 * channels, "grouped": channels}[form]
+        self.head, self.form = nn.Conv2d(8, 5, 1), form
+        self.stem = nn.Conv2d(seen, 8 * seen, 3, groups=seen if form == "grouped" else 1)
+        self.mix = nn.Conv2d(8 * seen, 8, 1)
+
+    def forward(self, x):
+        if self.form == "coordinates":
+            x = torch.cat([x, torch.zeros(len(x), 2, *x.shape[2:])], 1)
+        if self.form == "unshuffled":
+            x = F.pixel_unshuffle(x, 2)
+        return self.head(self.mix(self.stem(x)))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("form", ["plain", "coordinates", "unshuffled", "grouped"])
+def test_channels_are_those_of_the_convolution_that_runs_first(channels: int, form: str):
+    found = deconvviz.layers(Late(channels, form), 16)
+    assert found.input_size == (channels, 16, 16)
+
+
+def test_channels_of_a_model_that_normalizes_three():
+    class Normalized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late, self.first = nn.Conv2d(8, 8, 1), nn.Conv2d(3, 8, 3)
+            self.register_buffer("mean", torch.rand(3, 1, 1))
+
+        def forward(self, x):
+            assert x.shape[1] == 3
+            return self.late(self.first(x - self.mean))
+
+    assert deconvviz.layers(Normalized(), 16).input_size == (3, 16, 16)
