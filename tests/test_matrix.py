@@ -3,6 +3,10 @@
 benchmarks/torchvision_matrix.py prints the table of all.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -62,3 +66,11 @@ def test_deeper_layers_of_a_transformer_are_refused_by_name():
     model = torchvision.models.swin_t(weights=None)
     with pytest.raises(UnsupportedOp, match=r"in module 'features\."):
         deconvviz.project(model, torch.randn(1, 3, 64, 64), layer="features.3", units=[0], top=1, progress=False)
+
+
+def test_a_few_models_equal_an_independent_reference():
+    """The short form of benchmarks/coverage.py, whose table is over all of torchvision and 190 models of timm."""
+    script = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+    done = subprocess.run([sys.executable, script, "--names", "short"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 models, 24 comparisons: 22 equal to the reference, 2 refused by name, 0 wrong" in done.stdout
