@@ -48,7 +48,7 @@ class Tensors:
             _check_range(source.images, known)
             return ImageSet(source, known)
         # Shown as they are if they look like pixels, else all on one scale: the tensor's minimum to its maximum.
-        low, high = float(images.amin()), float(images.amax())
+        low, high = float(source.images.amin()), float(source.images.amax())
         low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
         channels = images.shape[1]
         shown = Preprocess(None, None, (low,) * channels, ((high - low) or 1.0,) * channels, source="not known")

@@ -331,3 +331,9 @@ def test_fingerprints_tell_sets_apart(folder):
     before = mark(folder)
     os.utime(folder / "b/2.png", (1, 1))
     assert mark(folder) != before
+
+
+def test_a_tensor_that_requires_gradients_is_taken_without_them():
+    images = (4 * torch.rand(2, 3, 8, 8) - 2).requires_grad_()
+    opened = open_images(torch.nn.Conv2d(3, 2, 3), images)
+    assert not opened.take([0, 1]).requires_grad and torch.equal(opened.take([0, 1]), images.detach())
