@@ -34,7 +34,7 @@ def images(source: ImageSet, wanted: Iterable[int], pictures: Unfinished) -> dic
     """Keep each wanted image whole, as the network sees it; return size, names and labels."""
     ids = sorted(set(wanted))
     side = _SIDE if len(ids) <= _FEW else _SMALL_SIDE
-    height, width = source.take(ids[:1]).shape[-2:]
+    height, width = source.take(ids[:1] or [0]).shape[-2:]  # where every unit is silent, none is shown
     shape = sprites.Shape.of(height, width, 1, side)
     for first in range(0, len(ids), _AT_ONCE):
         part = ids[first : first + _AT_ONCE]

@@ -48,7 +48,7 @@ class LayerTop(Stored):
 
     @property
     def mask(self) -> Tensor:
-        """(units, k) bool: whether the place holds an image that excites the unit."""
+        """Which places hold an image that excites the unit, (units, k) bool."""
         return self.image_ids >= 0
 
     @property

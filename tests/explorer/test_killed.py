@@ -93,6 +93,6 @@ def test_two_reports_to_one_page_are_refused(tmp_path):
     torch.manual_seed(0)
     with (
         Unfinished(tmp_path / "page.html", "key"),
-        pytest.raises(StoreError, match=r"another process is writing .*html"),
+        pytest.raises(StoreError, match=r"another process or thread is writing .*html"),
     ):
         write(tmp_path)

@@ -58,6 +58,7 @@ RULED = {
     "global response norm": response_norm,
     "local response norm": lambda y: F.local_response_norm(y, 3),
     "divided by its size": lambda y: y / y.abs().sum(1, keepdim=True),
+    "tanh, a relative of the ReLU": torch.tanh,
 }
 PLAIN = {
     "squared ReLU": lambda y: F.relu(y) ** 2,
@@ -71,7 +72,6 @@ PLAIN = {
 UNRULED = {
     "product": lambda y: torch.cat([y[:, :4] * y[:, 4:]] * 2, 1),
     "square": lambda y: y * y,
-    "tanh": torch.tanh,
     "softmax": lambda y: y.softmax(1),
     "clamp": lambda y: y.clamp(-1, 1),
     "exp": torch.exp,
@@ -158,7 +158,6 @@ SATURATING = {
     "clamp": lambda y: y.clamp(0, 1),
     "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
     "hard sigmoid by hand": lambda y: F.relu6(y + 3) / 6,
     "relu6 and a dropout": lambda y: F.dropout(F.relu6(y), 0.5, False).contiguous(),
 }

@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(folder, tmp_
 
 def test_two_runs_into_one_folder_are_refused(folder, tmp_path):
     out = tmp_path / "run"
-    with Journal(out / ".lock", out), pytest.raises(StoreError, match=r"another process is writing .*run"):
+    with Journal(out / ".lock", out), pytest.raises(StoreError, match=r"another process or thread is writing .*run"):
         run(folder, out)
     run(folder, out)
     assert sorted(p.name for p in out.iterdir()) == ["card.json", "checkpoint.pt", "weights.safetensors"]
