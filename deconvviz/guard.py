@@ -122,10 +122,18 @@ def _undo(saved: _Buffers) -> None:
             buffer.copy_(copy)
 
 
+def check_module(model: object) -> None:
+    """Refuse what is no module."""
+    if not isinstance(model, nn.Module):
+        what = (
+            f"the class {model.__name__}: give one of its objects" if isinstance(model, type) else type(model).__name__
+        )
+        raise ModelError(f"expected a torch.nn.Module, got {what}. Wrap a function in a module whose forward calls it.")
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside `DataParallel` wrappers, after checking that its operations can be seen."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}.")
+    check_module(model)
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     for path, module in model.named_modules():
@@ -181,6 +189,7 @@ def hash_weights(network: nn.Module, digest: Digest) -> None:
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return the device and the floating-point type that the model's first parameter has (CPU, float32 if none)."""
+    check_module(model)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype

@@ -70,6 +70,7 @@ class Files:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise OSError("it is no regular file")  # a pipe would be waited for
             with Image.open(path) as opened:
+                self.preprocess.check_size(opened.size)  # before its pixels take memory
                 opened.load()
                 return self.preprocess(opened)
         except UnreadableImage as error:

@@ -16,7 +16,7 @@ from torchvision.models import WeightsEnum
 from torchvision.transforms import functional as F
 
 from ..errors import DeconvvizError, ForwardError, ImageError, LayerError, OptionError, UnreadableImage
-from ..guard import placement, untouched, unwrapped
+from ..guard import check_module, placement, untouched, unwrapped
 from ..tape.arguments import bound
 from ..tape.operations import Op, Tape
 from ..tape.record import Stop, record
@@ -83,12 +83,17 @@ class Preprocess:
         picture = upright(picture, "L" if gray else "RGB")
         mode = F.InterpolationMode(self.interpolation)
         if self.resize is not None:
+            self.check_size(picture.size)
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-            check_resized(picture.size, size)
             picture = F.resize(picture, size, mode, antialias=True)
         if self.size is not None:
             picture = F.center_crop(picture, list(self.size))
         return self.normalize(F.pil_to_tensor(picture))
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse a picture of `size` (width, height) whose resized copy would explode."""
+        if self.transform is None and isinstance(self.resize, int):
+            check_resized(size, self.resize)
 
     def _transformed(self, picture: Image.Image) -> Tensor:
         """Let the user's transform have the picture in its own mode, or in RGB if it cannot take that."""
@@ -170,15 +175,13 @@ def upright(picture: Image.Image, mode: str = "RGB") -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def check_resized(size: tuple[int, int], resize: Sequence[int]) -> None:
-    """Refuse a picture of `size` (width, height) that would explode when its short side, or both, become `resize`."""
-    if len(resize) == 2:
-        return
+def check_resized(size: tuple[int, int], side: int) -> None:
+    """Refuse a picture of `size` (width, height) that would explode when its short side becomes `side`."""
     short, long = min(size), max(size)
-    if resize[0] * (resize[0] * long / short) > _MOST_PIXELS:
+    if side * (side * long / short) > _MOST_PIXELS:
         raise UnreadableImage(
-            f"the picture has {size[0]}×{size[1]} pixels: with its short side resized to {resize[0]} its long one would "
-            f"have {resize[0] * long // short}. Crop it or take it away."
+            f"the picture has {size[0]}×{size[1]} pixels: with its short side resized to {side} its long one would "
+            f"have {side * long // short}. Crop it or take it away."
         )
 
 
@@ -237,6 +240,7 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
 
 def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> tuple[int, int, int]:
     """Return (channels, height, width) of a model's input from a side, (height, width), all three, or what is known."""
+    check_module(model)
     if size is None:
         try:
             size = preprocess_for(model).size or 224

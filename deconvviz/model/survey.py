@@ -68,13 +68,18 @@ def resolve_all(model: nn.Module, wanted: Layers | None, images: Tensor, saving:
         rows = describe(tape, network)
     if wanted is None:
         return list(LayerTable(rows, (0, 0, 0)).numbered)
+    check_seen(tape, wanted)
+    return find_all(rows, wanted)
+
+
+def check_seen(tape: Tape, wanted: Layers) -> None:
+    """Refuse layers that ran, but whose result depends on the images in no way that can be seen."""
     for name in one_by_one(wanted):
         if isinstance(name, str) and name.removeprefix("module.") in tape.silent:
             raise LayerError(
                 f"module {name!r} did not run, or returned nothing that depends on the images as far as can be seen: "
                 "NumPy (.numpy()), .item() and other libraries cut the connection. Choose a layer before that."
             )
-    return find_all(rows, wanted)
 
 
 def survey(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:

@@ -21,8 +21,8 @@ from ..devices import lacks_memory
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import ImageSet
-from ..model.survey import describe
-from ..model.table import Layer
+from ..model.survey import check_seen, describe
+from ..model.table import Layer, Layers
 from ..results.base import Stored
 from ..results.locks import locked
 from ..rules.table import Saving
@@ -273,14 +273,19 @@ class Scan:
         return digest.hexdigest()
 
 
-def first_pass(model: nn.Module, images: ImageSet, on_error: str = "raise") -> tuple[Tape, tuple[Layer, ...]]:
-    """Record the first image's way through the model, and describe the layers there are."""
+def first_pass(
+    model: nn.Module, images: ImageSet, on_error: str = "raise", wanted: Layers | None = None
+) -> tuple[Tape, tuple[Layer, ...]]:
+    """Record the first image's way through the model, and describe the layers there are; refuse unfit `wanted` ones."""
     if on_error not in _ON_ERROR:
         raise OptionError(f"on_error={on_error!r} has no meaning here. Give 'raise' or 'skip'.")
     with untouched(model) as network:
         check_weights(network)
         tape = record(network, images.example(on_error).to(*placement(network)), saver=Saving())
-        return tape, describe(tape, network)
+        rows = describe(tape, network)
+    if wanted is not None:
+        check_seen(tape, wanted)
+    return tape, rows
 
 
 def usual_batch_size(tape: Tape, device: torch.device) -> int:

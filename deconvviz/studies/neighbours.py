@@ -128,7 +128,7 @@ def nearest(
         raise OptionError(f"metric={metric!r}: expected one of {', '.join(map(repr, METRICS))}.")
     opened = open_images(model, images, preprocess)
     asked, ids = _queries(model, opened, query, preprocess)
-    tape, rows = first_pass(model, opened, on_error)
+    tape, rows = first_pass(model, opened, on_error, None if layer is None else [layer])
     (found,) = choose(rows, None if layer is None else [layer], "none")
     places = range(len(asked)) if ids is None else ids
     targets = _targets(model, asked, places, found, metric)

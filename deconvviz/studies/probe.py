@@ -137,7 +137,7 @@ def probe(
     opened = open_images(model, images, preprocess)
     texts = [str(label) for label in labels_of(model, opened, labels)]
     _counted(texts, folds)
-    tape, rows = first_pass(model, opened, on_error)
+    tape, rows = first_pass(model, opened, on_error, layers)
     features = Features(tuple(choose(rows, layers)), most)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
     how = f"probe {texts} {folds} {strength} {seed}"

@@ -184,7 +184,7 @@ def response_std(
     if kind is not None and (layers is not None or not re.fullmatch(r"conv|\d+x\d+", kind)):
         raise OptionError(f'kind={kind!r}: expected "conv" or a size such as "3x3", and no layers beside it.')
     opened = open_images(model, images, preprocess)
-    tape, rows = first_pass(model, opened, on_error)
+    tape, rows = first_pass(model, opened, on_error, layers)
     names, found = _targets(tape, rows, layers, kind)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
     scan = Scan(model, opened, [Moments(names, tuple(found))], tape, name="response_std", **options)

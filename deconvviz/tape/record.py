@@ -67,6 +67,13 @@ def record(
         try:
             with _modes_as_before(recorder), recorder, _Watch(recorder):
                 result = network(source)
+        except TypeError as error:
+            if not str(error).startswith(f"{type(network).__name__}.forward()"):
+                raise
+            raise ForwardError(
+                f"the model takes something else than images alone: {error}. Wrap it in a module whose forward takes "
+                "images (N, C, H, W) and gives the model the rest."
+            ) from error
         except _MISFITS as error:
             if type(error) not in _MISFITS or of_the_device(error):
                 raise

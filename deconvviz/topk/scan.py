@@ -79,7 +79,7 @@ def top(
     """
     k = whole(k, "k", 1)
     opened = open_images(model, images, preprocess)
-    tape, rows = first_pass(model, opened, on_error)
+    tape, rows = first_pass(model, opened, on_error, layers)
     origins = _origins(opened, distinct)
     strongest = [Strongest(x, k, before_saturation(tape, x), origins) for x in _chosen(rows, layers)]
     scan = Scan(

@@ -172,7 +172,7 @@ class Decoder:
 
 def _read(path: Path, size: int, resample: Image.Resampling) -> np.ndarray:
     with Image.open(path) as file:
-        check_resized(file.size, [size])
+        check_resized(file.size, size)
         image = file.convert("RGB")
     width, height = image.size
     if min(width, height) != size:
