@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,25 @@ class MethodComparison(Result):
     def strength(self, method: str) -> Tensor:
         """Return (H, W) float64: the sum over the channels of the absolute values of one method's map."""
         return strength(self[method])
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        what: str = "maps",
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the methods side by side, or with `what="randomized"` what random weights make of them.
+
+        See `deconvviz.plotting.comparison.draw` and `Result.plot`.
+        """
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, what=what, **look)
 
     def describe(self) -> str:
         """Say of what, how many methods, and how often weights were drawn at random."""

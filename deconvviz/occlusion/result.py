@@ -125,9 +125,38 @@ class Occlusion(Result):
             return target
         return self.class_names[target] if self.class_names else f"class {target}"
 
-    def overlay(self, figure: Any = None, **options: Any) -> Any:
-        """Draw the attribution over the image, see `deconvviz.plotting.occlusion.overlay`."""
-        return self.drawing("overlay")(self, figure, **options)
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        target: int | str | None = None,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the five panels of Fig. 7; see `deconvviz.plotting.occlusion.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, target=target, **look)
+
+    def overlay(
+        self,
+        figure: Any = None,
+        *,
+        of: str | None = None,
+        target: int | str | None = None,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the attribution over the image; see `deconvviz.plotting.occlusion.overlay` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("overlay", figure, of=of, target=target, **look)
 
     def animate(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write a GIF of the occluder and the probability side by side, see `deconvviz.plotting.animation.animate`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -29,6 +30,10 @@ class Maximized(Result):
     """
 
     drawn_by = "maximized"
+
+    def plot(self, figure: Any = None, **options: Any) -> Any:
+        """Draw the images; see `Result.plot`."""
+        return self.draw("draw", figure, **options)
 
     layer: str
     number: int | None
@@ -70,6 +75,10 @@ class Accentuated(Result):
 
     drawn_by = "accentuated"
 
+    def plot(self, figure: Any = None, **options: Any) -> Any:
+        """Draw the images; see `Result.plot`."""
+        return self.draw("draw", figure, **options)
+
     layer: str
     unit: int
     image: Tensor
@@ -100,6 +109,10 @@ class Inversion(Result):
     """
 
     drawn_by = "inversion"
+
+    def plot(self, figure: Any = None, **options: Any) -> Any:
+        """Draw the images; see `Result.plot`."""
+        return self.draw("draw", figure, **options)
 
     layers: tuple[str, ...]
     numbers: tuple[int, ...]

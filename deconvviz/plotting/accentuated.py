@@ -6,9 +6,10 @@ from matplotlib.figure import Figure
 
 from ..images.display import rgb, signed
 from ..optimization.result import Accentuated
-from .style import new_figure
+from .style import new_figure, picture
 
 
+@picture
 def draw(result: Accentuated, figure: Figure | None = None, *, title: str | None = None) -> Figure:
     """Draw the image, the two changed ones and, below them, what was changed.
 

@@ -16,6 +16,7 @@ from ..occlusion import cells as _cells
 from ..occlusion.result import Occlusion
 from ..results import store as _store
 from .occlusion import EMPTY, MAPS, range_of
+from .style import written
 
 SIDE, GAP, STRIP = 240, 12, 30  # pixels
 MOST = 300  # frames; more would make a file of many megabytes
@@ -68,7 +69,7 @@ def _frame(result: Occlusion, position: int) -> Image.Image:
     page.paste(_picture(_map(result, position)).resize(size, Image.Resampling.NEAREST), (size[0] + 2 * GAP, GAP))
     pen, font = ImageDraw.Draw(page), _font()
     name = _cells.short(result.name_of(result.target))  # type: ignore[arg-type]
-    pen.text((GAP, size[1] + GAP + 7), name, fill="black", font=font)
+    pen.text((GAP, size[1] + GAP + 7), written(name), fill="black", font=font)
     text = f"{unit} {float(values.flatten()[position]):.3f} ({usual:.3f} unoccluded)"
     pen.text((size[0] + 2 * GAP, size[1] + GAP + 7), text, fill="black", font=font)
     return page

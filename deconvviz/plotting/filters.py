@@ -13,14 +13,15 @@ from torch import Tensor
 from ..errors import OptionError
 from ..images.display import GRAY, signed
 from ..studies.filters import FilterComparison, Filters
-from .style import COLOURS, new_figure
+from .style import COLOURS, new_figure, picture, through
 
 _GAP = 2  # pixels of a sheet between tiles
 _SHARES = ("filters", "median RMS")  # the figures that are no shares
 _SHADES = (COLOURS[5], "0.6", COLOURS[2], COLOURS[4], COLOURS[3])
 
 
-def draw(result: Filters | FilterComparison, figure: Any = None, *, scale: str = "all") -> Any:
+@picture
+def draw(result: Filters | FilterComparison, figure: Any = None, *, scale: str = "all", cmap: str | None = None) -> Any:
     """Draw each network's filters by falling RMS, its figures below, frames around the faulty ones.
 
     Args:
@@ -28,6 +29,7 @@ def draw(result: Filters | FilterComparison, figure: Any = None, *, scale: str =
         figure: A matplotlib figure to draw into; a new one if None.
         scale: "all": one symmetric scale for a network's filters, so that dead ones are gray; "filter": each
             stretched by itself. Zero is mid-gray in both.
+        cmap: One of matplotlib's colour maps, for the mean of a filter's channels; None: their own colours.
     """
     results = {"": result} if isinstance(result, Filters) else dict(zip(result.names, result.filters, strict=True))
     if scale not in ("all", "filter"):
@@ -38,7 +40,7 @@ def draw(result: Filters | FilterComparison, figure: Any = None, *, scale: str =
     upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, below])
     axes = upper.subplots(1, columns, squeeze=False)[0]
     for axis, (name, result) in zip(axes, results.items(), strict=True):
-        _sheet(axis, result, scale)
+        _sheet(axis, result, scale, cmap)
         height, width = result.weights.shape[2:]
         text = f"{len(result.rms)} filters {height}×{width}/{'×'.join(map(str, sorted(set(result.stride))))}"
         axis.set_title(f"{name or result.name}: {text}", fontsize=9)
@@ -47,9 +49,9 @@ def draw(result: Filters | FilterComparison, figure: Any = None, *, scale: str =
     return figure
 
 
-def _sheet(axis: Any, result: Filters, scale: str) -> None:
+def _sheet(axis: Any, result: Filters, scale: str, cmap: str | None) -> None:
     order = result.rms.argsort(descending=True, stable=True)
-    tiles = _tiles(result.weights[order], scale)
+    tiles = through(cmap, _tiles(result.weights[order], scale))
     columns = math.ceil(math.sqrt(len(tiles)))
     height, width = tiles.shape[1] + _GAP, tiles.shape[2] + _GAP
     array = np.ones((math.ceil(len(tiles) / columns) * height + _GAP, columns * width + _GAP, 3), np.float32)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..studies.invariance import Curve, Invariance
 from ..studies.transforms import UNITS
-from .style import COLOURS, new_figure, plain, short
+from .style import colour, new_figure, picture, plain, short
 
 
+@picture
 def draw(result: Invariance, figure: Any = None, *, examples: bool = True) -> Any:
     """Draw a row per transformation: examples, each layer's relative distance, the target's probability."""
     columns = len(result.layers) + 1
@@ -40,8 +41,8 @@ def _rows(figure: Any, count: int) -> list[Any]:
 def _examples(figure: Any, curve: Curve) -> None:
     axes = figure.subplots(1, len(curve.examples), squeeze=False)[0]
     spread = torch.linspace(0, len(curve.amounts) - 1, len(curve.examples)).round().long()
-    for axis, picture, amount in zip(axes, curve.examples, curve.amounts[spread].tolist(), strict=True):
-        axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="antialiased")
+    for axis, example, amount in zip(axes, curve.examples, curve.amounts[spread].tolist(), strict=True):
+        axis.imshow(example.permute(1, 2, 0).numpy(), interpolation="antialiased")
         axis.set_title(f"{curve.kind} {amount:.3g}", fontsize=7.5, pad=3)
         axis.set_axis_off()
 
@@ -49,6 +50,6 @@ def _examples(figure: Any, curve: Curve) -> None:
 def _fan(axis: Any, curve: Curve, values: Tensor) -> None:
     """Draw one thin line per image and a thick one for the mean; `values` is (N, A)."""
     for one in values[:40]:
-        axis.plot(curve.amounts.numpy(), one.numpy(), color=COLOURS[5], linewidth=0.6, alpha=0.7)
-    axis.plot(curve.amounts.numpy(), values.mean(0).numpy(), color=COLOURS[0], linewidth=1.8)
+        axis.plot(curve.amounts.numpy(), one.numpy(), color=colour(5), linewidth=0.6, alpha=0.7)
+    axis.plot(curve.amounts.numpy(), values.mean(0).numpy(), color=colour(0), linewidth=1.8)
     axis.set_xlabel(f"{curve.kind} ({UNITS[curve.kind]})")

@@ -6,9 +6,10 @@ from matplotlib.figure import Figure
 
 from ..images.display import rgb
 from ..optimization.result import Inversion
-from .style import new_figure, short
+from .style import new_figure, picture, short
 
 
+@picture
 def draw(result: Inversion, figure: Figure | None = None, *, title: str | None = None) -> Figure:
     """Draw the image and, right of it, what each layer's response alone gives back; one row per start.
 

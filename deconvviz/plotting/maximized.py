@@ -12,12 +12,13 @@ from ..errors import OptionError, UnitError
 from ..images.display import GRAY, inside_image, rgb, signed, true_colours
 from ..optimization.result import Maximized
 from ..projection.result import Projections
-from .style import new_figure, short
+from .style import new_figure, picture, short
 
 _TILE = 1.5  # inches: the side of an image
 MOST = 64  # objectives in one picture
 
 
+@picture
 def draw(
     result: Maximized,
     figure: Figure | None = None,

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import OptionError
 from ..studies.neighbours import Neighbours
-from .style import new_figure, short
+from .style import new_figure, picture, short
 
 
-def draw(result: Neighbours, figure: Any = None) -> Any:
-    """Draw a row per query: the query, then its nearest images with their distances and captions."""
+@picture
+def draw(result: Neighbours, figure: Any = None, *, cmap: str | None = None) -> Any:
+    """Draw a row per query: the query, then its nearest images with their distances and captions.
+
+    Photos have their own colours: a `cmap` is refused.
+    """
+    if cmap is not None:
+        raise OptionError(f"cmap={cmap!r}: these are photos in their own colours. Leave it out.")
     rows, columns = result.pictures.shape[:2]
     figure = new_figure(figure, 1.15 * columns + 0.2, 1.36 * rows + 0.3)
     ratios = [1.0, 0.12, *[1.0] * (columns - 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..images.display import rgb, signed
 from ..occlusion.cells import cell_edges, covered, label_index, over_image, pixels, score, short
 from ..occlusion.result import Occlusion
-from .style import DPI, inches
+from .style import DPI, colour_map, inches, picture
 
 WIDTH, HEIGHT = 13.0, 4.3  # inches of a figure of its own; all places below are in these
 SIDE, STEP, LEFT, FLOOR = 2.4, 2.58, 0.14, 1.38  # panels: side, one to the next, the first's left, all bottoms
@@ -24,8 +25,14 @@ MAPS = "viridis"
 EMPTY = "0.93"  # where the occluder's centre never is
 
 
+@picture
 def draw(
-    result: Occlusion, figure: Figure | None = None, *, target: int | str | None = None, title: str | None = None
+    result: Occlusion,
+    figure: Figure | None = None,
+    *,
+    target: int | str | None = None,
+    title: str | None = None,
+    cmap: str = MAPS,
 ) -> Figure:
     """Draw the five panels of one scan.
 
@@ -42,6 +49,7 @@ def draw(
         figure: A matplotlib figure or subfigure to draw into; a new one if None.
         target: Which of several targets; the first if None.
         title: The line above.
+        cmap: The colours of the maps, one of matplotlib's.
 
     Returns:
         The figure.
@@ -52,7 +60,7 @@ def draw(
     result = result.only(first if target is None else target)
     if figure is None:
         figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
-    page = _Page(figure, result)
+    page = _Page(figure, result, colour_map(cmap))
     if title:
         figure.text(LEFT / WIDTH, 1 - 0.1 / HEIGHT, title, fontsize=10 * page.scale, va="top")
     page.photo(0)
@@ -63,8 +71,15 @@ def draw(
     return figure
 
 
+@picture
 def overlay(
-    result: Occlusion, figure: Figure | None = None, *, of: str | None = None, target: int | str | None = None
+    result: Occlusion,
+    figure: Figure | None = None,
+    *,
+    of: str | None = None,
+    target: int | str | None = None,
+    title: str | None = None,
+    cmap: str = "RdBu_r",
 ) -> Figure:
     """Draw the attribution over the gray image: red is what the target loses by being covered.
 
@@ -76,13 +91,15 @@ def overlay(
         figure: A matplotlib figure or subfigure to draw into; a new one if None.
         of: As for `Occlusion.attribution`.
         target: Which of several targets; the first if None.
+        title: The line above; the target's name if None.
+        cmap: Its middle is no drop; one of matplotlib's.
 
     Returns:
         The figure.
     """
     first = result.target[0] if isinstance(result.target, tuple) else result.target
     result = result.only(first if target is None else target)
-    drop = result.attribution(of).numpy()
+    drop, colours = result.attribution(of).numpy(), colour_map(cmap)
     limit = float(np.nanmax(np.abs(drop))) if np.isfinite(drop).any() else 0.0
     scale = Normalize(-(limit or 1.0), limit or 1.0)
     if figure is None:
@@ -91,12 +108,12 @@ def overlay(
     height, width = result.image_size
     frame = (0, width, height, 0)
     axes.imshow(pixels(result, result.image).mean(2), "gray", vmin=0, vmax=1, extent=frame, interpolation="nearest")
-    axes.imshow(drop, "RdBu_r", scale, alpha=0.55, extent=frame, interpolation="nearest")
+    axes.imshow(drop, colours, scale, alpha=0.55, extent=frame, interpolation="nearest")
     axes.set_axis_off()
     what = of or ("value" if result.probability.isnan().all() else "probability")
     name = "summed activation" if of == "activation" else result.name_of(result.target)  # type: ignore[arg-type]
-    axes.set_title(short(name, 44), fontsize=9, loc="left")
-    bar = figure.colorbar(ScalarMappable(scale, "RdBu_r"), cax=figure.add_axes((0.03, 0.115, 0.94, 0.025)),
+    axes.set_title(title or short(name, 44), fontsize=9, loc="left")
+    bar = figure.colorbar(ScalarMappable(scale, colours), cax=figure.add_axes((0.03, 0.115, 0.94, 0.025)),
                           orientation="horizontal", alpha=0.55)  # fmt: skip
     _quiet(bar, 1)
     bar.set_label(f"mean drop of the {what} when covered", fontsize=8)
@@ -106,8 +123,8 @@ def overlay(
 class _Page:
     """Five columns of a figure; `scale` fits the letters to its width."""
 
-    def __init__(self, figure: Figure, result: Occlusion) -> None:
-        self.figure, self.result = figure, result
+    def __init__(self, figure: Figure, result: Occlusion, cmap: Any) -> None:
+        self.figure, self.result, self.cmap = figure, result, cmap
         self.scale = inches(figure) / WIDTH
 
     def axes(self, column: int, box: tuple[float, float, float, float] = (0, FLOOR, SIDE, SIDE)) -> Axes:
@@ -130,9 +147,9 @@ class _Page:
         height, width = self.result.image_size
         axes.imshow(array, extent=(0, width, height, 0), interpolation="antialiased", vmin=0, vmax=1)
 
-    def mesh(self, axes: Axes, values: Tensor, norm: Normalize, cmap: str | ListedColormap = MAPS) -> ScalarMappable:
+    def mesh(self, axes: Axes, values: Tensor, norm: Normalize, cmap: Any = None) -> ScalarMappable:
         """Draw one cell per position, or the masks with their values."""
-        result = self.result
+        result, cmap = self.result, self.cmap if cmap is None else cmap
         height, width = result.image_size
         if result.size is None:
             array = over_image(result, values)

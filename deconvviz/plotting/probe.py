@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..studies.probe import Probe
-from .style import colour, new_figure, plain, short
+from .style import colour, new_figure, picture, plain, short
 
 
+@picture
 def draw(
     result: Probe, figure: Any = None, *, name: str = "this network", others: Mapping[str, Probe] | None = None
 ) -> Any:

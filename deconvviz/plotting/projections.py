@@ -15,7 +15,7 @@ from skimage.util import montage
 from ..errors import OptionError, UnitError
 from ..images.display import GRAY, inside_image, rgb, signed, true_colours
 from ..projection.result import Projections
-from .style import DPI, WARNING, inches
+from .style import DPI, WARNING, inches, picture, through
 
 MOST = 64  # blocks in one picture; more would be dots
 _RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
@@ -23,13 +23,16 @@ _LETTER, _LINE = 8, 18  # pixels: what a letter of a note takes, and a line of i
 _SCALES = ("unit", "projection")
 
 
+@picture
 def draw(
     result: Projections,
     figure: Figure | None = None,
     *,
     units: Sequence[int] | None = None,
     scale: str = "unit",
+    columns: int | None = None,
     title: str | None = None,
+    cmap: str | None = None,
 ) -> Figure:
     """Draw one block of tiles per unit, its projections at the left and their patches at the right.
 
@@ -46,7 +49,9 @@ def draw(
         scale: "unit": one symmetric scale for the block of a unit, so that its tiles can be compared;
             "projection": each tile stretched by itself, as in the paper.
             Zero is mid-gray in both; the largest half percent of the values saturates.
+        columns: Blocks beside each other; None makes the sheet nearly square.
         title: The line above; the layer's name if None.
+        cmap: One of matplotlib's colour maps, for the mean of a projection's channels; None: their own colours.
 
     Returns:
         The figure.
@@ -58,14 +63,15 @@ def draw(
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", Fig. 2.
     """
     rows = _rows(result, units)
-    left, right = compose(result, units=units, scale=scale)
+    left, right = compose(result, units=units, scale=scale, columns=columns)
+    left = through(cmap, left)
     height, width = left.shape[:2]
     # What the picture cannot show stands above all, in lines as long as the picture is wide.
     note = textwrap.wrap(result.note, max(30, (2 * width + _MIDDLE - 2 * _GAP) // _LETTER))
     frame = (2 * width + _MIDDLE, height + _HEAD + _LINE * len(note))
     if figure is None:
         figure = Figure(figsize=(frame[0] / DPI, frame[1] / DPI), dpi=DPI, facecolor="white")
-    grid = _Grid.of(result, len(rows))
+    grid = _Grid.of(result, len(rows), columns)
     for side, (array, name) in enumerate(((left, "projections"), (right, "patches"))):
         start = side * (width + _MIDDLE) / frame[0]
         axes = figure.add_axes((start, 0.0, width / frame[0], height / frame[1]), anchor="N")
@@ -87,7 +93,7 @@ def draw(
 
 
 def compose(
-    result: Projections, *, units: Sequence[int] | None = None, scale: str = "unit"
+    result: Projections, *, units: Sequence[int] | None = None, scale: str = "unit", columns: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the two sides of the picture, projections and patches, each (H, W, 3) float32 within 0–1.
 
@@ -99,7 +105,7 @@ def compose(
     if scale not in _SCALES:
         raise OptionError(f"scale={scale!r} has no meaning here. Give {' or '.join(map(repr, _SCALES))}.")
     rows = _rows(result, units)
-    grid = _Grid.of(result, len(rows))
+    grid = _Grid.of(result, len(rows), columns)
     signal = signed(result.projections[rows].float(), per="block" if scale == "unit" else "tile")
     patches = result.patches[rows].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
@@ -134,15 +140,19 @@ class _Grid(NamedTuple):
     blocks: int
     height: int  # of a tile as it is shown
     width: int
+    across: int  # blocks beside each other
 
     @classmethod
-    def of(cls, result: Projections, blocks: int) -> _Grid:
+    def of(cls, result: Projections, blocks: int, columns: int | None = None) -> _Grid:
+        if columns is not None and columns < 1:
+            raise OptionError(f"columns={columns}: expected a number of blocks beside each other, at least 1.")
         height, width = result.patches.shape[-2:]
         # One unit alone is shown large; every layer's tiles have about the same size on paper.
         goal, limit = (240, 240) if blocks == 1 else (160, 224) if blocks <= 4 else (80, 112)
         side = max(height, width)
         factor = limit / side if side > limit else max(1, round(goal / side))
-        return cls(result.patches.shape[1], blocks, round(height * factor), round(width * factor))
+        across = min(columns or cls.square(blocks)[1], blocks)
+        return cls(result.patches.shape[1], blocks, round(height * factor), round(width * factor), across)
 
     @staticmethod
     def square(count: int) -> tuple[int, int]:
@@ -152,7 +162,7 @@ class _Grid(NamedTuple):
     def corner(self, block: int) -> tuple[int, int]:
         """Return x and y of a block's upper left corner."""
         rows, columns = self.square(self.tiles)
-        row, column = divmod(block, self.square(self.blocks)[1])
+        row, column = divmod(block, self.across)
         step_x = columns * (self.width + _RULE) + _RULE + _GAP
         step_y = rows * (self.height + _RULE) + _RULE + _GAP
         return _GAP + column * step_x, _GAP + row * step_y
@@ -162,7 +172,7 @@ class _Grid(NamedTuple):
         tiles = self._resized(rgb(tiles).flatten(0, 1)).unflatten(0, tiles.shape[:2])
         shape = self.square(self.tiles)
         blocks = [_montage(block, shape, _RULE) for block in tiles.permute(0, 1, 3, 4, 2).numpy()]
-        return _montage(np.stack(blocks), self.square(self.blocks), _GAP)
+        return _montage(np.stack(blocks), (math.ceil(self.blocks / self.across), self.across), _GAP)
 
     def _resized(self, tiles: torch.Tensor) -> torch.Tensor:
         factor, rest = divmod(self.width, tiles.shape[-1])

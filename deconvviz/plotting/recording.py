@@ -19,7 +19,7 @@ from ..images.display import GRAY, inside_image, rgb, signed, true_colours
 from ..results import store as _store
 from ..results.base import png
 from ..training.recording import THRESHOLD, Recording, Track
-from .style import DPI, inches
+from .style import DPI, colour_map, inches, picture, through
 
 TILE = 72  # pixels, half an inch
 FEW, MOST = 6, 64  # units of a layer where all layers are drawn, where one is
@@ -43,6 +43,7 @@ class Panel(NamedTuple):
         return columns * (TILE + _GAP), rows * (TILE + _GAP)
 
 
+@picture
 def draw(
     recording: Recording,
     figure: Figure | None = None,
@@ -50,6 +51,8 @@ def draw(
     layer: int | str | None = None,
     units: Sequence[int] | None = None,
     scale: str = "projection",
+    title: str | None = None,
+    cmap: str | None = None,
 ) -> Figure:
     """Draw units in rows and epochs in columns; a bar before a tile: another image became the strongest.
 
@@ -64,6 +67,8 @@ def draw(
         units: which to draw of the layer, by number; None: all, at most 64.
         scale: "projection": each tile stretched by itself, as in the paper; "unit": one symmetric scale for all
             epochs of a unit, so that its growth is seen. Zero is mid-gray in both.
+        title: The line above.
+        cmap: One of matplotlib's colour maps, for the mean of a projection's channels; None: their own colours.
 
     Returns:
         The figure.
@@ -81,11 +86,12 @@ def draw(
         raise OptionError("units are those of one layer: give layer as well.")
     if layer is None:
         few = [(t, _spread(len(t.units), FEW)) for t in recording.layers]
-        return _page([_panel(t, rows, _signal(t, rows, scale), name(t)) for t, rows in few], figure)
+        panels = [_panel(t, rows, _signal(t, rows, scale, cmap), name(t)) for t, rows in few]
+        return _page(panels, figure, title=title)
     track = recording[layer]
     rows = _rows(track, units)
-    left = _panel(track, rows, _signal(track, rows, scale), f"{name(track)}: projections")
-    return _page([left, _panel(track, rows, _photos(track, rows, recording), "patches")], figure)
+    left = _panel(track, rows, _signal(track, rows, scale, cmap), f"{name(track)}: projections")
+    return _page([left, _panel(track, rows, _photos(track, rows, recording), "patches")], figure, title=title)
 
 
 def name(track: Track) -> str:
@@ -113,10 +119,15 @@ def _panel(track: Track, rows: Sequence[int], tiles: Tensor, title: str) -> Pane
     return Panel(title, numbers, [str(e) for e in track.epochs], tiles, track.changed().T[rows])
 
 
-def _signal(track: Track, rows: Sequence[int], scale: str = "projection") -> Tensor:
+def _signal(track: Track, rows: Sequence[int], scale: str = "projection", cmap: str | None = None) -> Tensor:
     """Return the units' projections as tiles (R, E, 3, TILE, TILE) around mid-gray."""
     values = track.projections[:, rows].transpose(0, 1)
-    return _fit(signed(values, per="tile" if scale == "projection" else "block"))
+    return _colour(_fit(signed(values, per="tile" if scale == "projection" else "block")), cmap)
+
+
+def _colour(tiles: Tensor, cmap: str | None) -> Tensor:
+    """Return tiles (..., 3, h, w) through a colour map, if there is one."""
+    return torch.from_numpy(through(cmap, tiles.movedim(-3, -1).numpy())).movedim(-1, -3)
 
 
 def _photos(track: Track, rows: Sequence[int], recording: Recording) -> Tensor:
@@ -138,16 +149,19 @@ def _fit(tiles: Tensor) -> Tensor:
     return flat.unflatten(0, tiles.shape[:2])
 
 
-def _page(panels: Sequence[Panel], figure: Figure | None = None, note: str = "") -> Figure:
+def _page(panels: Sequence[Panel], figure: Figure | None = None, note: str = "", title: str | None = None) -> Figure:
     """Put panels side by side, one pixel of the arrays to one of a figure of its own."""
     widths = [_LABEL + panel.size[0] + _APART for panel in panels]
-    page = (sum(widths), _TITLE + _HEAD + max(panel.size[1] for panel in panels) + _FOOT)
+    top = _TITLE + _HEAD + (_TITLE if title else 0)
+    page = (sum(widths), top + max(panel.size[1] for panel in panels) + _FOOT)
     if figure is None:
         figure = Figure(figsize=(page[0] / DPI, page[1] / DPI), dpi=DPI, facecolor="white")
     left = 0
     for panel, width in zip(panels, widths, strict=True):
-        _place(panel, figure, left, page)
+        _place(panel, figure, left, top, page)
         left += width
+    if title:
+        figure.text(_LABEL / page[0], 1 - 8 / page[1], title, fontsize=20 * _point(figure, page), va="top")
     marked = any(bool(panel.marks.any()) for panel in panels)
     note = note or ("▌another image became the strongest" if marked else "")
     axes = figure.add_axes((0, 0, 1, _FOOT / page[1]))
@@ -156,10 +170,10 @@ def _page(panels: Sequence[Panel], figure: Figure | None = None, note: str = "")
     return figure
 
 
-def _place(panel: Panel, figure: Figure, left: int, page: tuple[int, int]) -> None:
+def _place(panel: Panel, figure: Figure, left: int, above: int, page: tuple[int, int]) -> None:
     width, height = panel.size
     start = (left + _LABEL - _GAP) / page[0]
-    top = 1 - (_TITLE + _HEAD + height) / page[1]
+    top = 1 - (above + height) / page[1]
     axes = figure.add_axes((start, top, (width + _GAP) / page[0], height / page[1]), anchor="NW")
     axes.imshow(_compose(panel), origin="upper", aspect="equal", interpolation="antialiased", vmin=0, vmax=1)
     axes.set_axis_off()
@@ -187,36 +201,40 @@ def _point(figure: Figure, page: tuple[int, int]) -> float:
     return inches(figure) * 72 / page[0]
 
 
-def draw_filters(recording: Recording, figure: Figure | None = None) -> Figure:
+@picture
+def draw_filters(
+    recording: Recording, figure: Figure | None = None, *, title: str | None = None, cmap: str | None = None
+) -> Figure:
     """Draw the first layer's filters: one near-square sheet per epoch, each on one symmetric scale."""
     recording.check()
     if not recording.filters.shape[1]:
         raise OptionError("this network has no convolution: there are no filters to draw.")
     sheets = signed(recording.filters, per="block")
-    panels = [_sheet(f"epoch {e}", s[:MOST]) for e, s in zip(recording.epochs, sheets, strict=True)]
-    return _page(panels, figure)
+    panels = [_sheet(f"epoch {e}", s[:MOST], cmap=cmap) for e, s in zip(recording.epochs, sheets, strict=True)]
+    return _page(panels, figure, title=title)
 
 
-def _sheet(title: str, tiles: Tensor, fitted: bool = False) -> Panel:
+def _sheet(title: str, tiles: Tensor, fitted: bool = False, cmap: str | None = None) -> Panel:
     """Return tiles (N, …) as a near-square panel without labels."""
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    tiles = tiles if fitted else _fit(tiles[None])[0]
+    tiles = _colour(tiles if fitted else _fit(tiles[None])[0], cmap)
     filled = torch.cat([tiles, torch.ones(rows * columns - len(tiles), 3, TILE, TILE)]).unflatten(0, (rows, columns))
     return Panel(title, (), (), filled, torch.zeros(rows, columns, dtype=torch.bool))
 
 
-def draw_convergence(recording: Recording, figure: Figure | None = None, *, threshold: float = THRESHOLD) -> Figure:
+@picture
+def draw_convergence(
+    recording: Recording, figure: Figure | None = None, *, threshold: float = THRESHOLD, cmap: str = "viridis_r"
+) -> Figure:
     """Draw the mean similarity to the last epoch, one curve per layer."""
-    from matplotlib import colormaps
-
     curves, half = recording.convergence(), recording.half_settled(threshold)
     figure = figure or Figure(figsize=(6.4, 3.4), layout="constrained", dpi=DPI)
     axes = figure.subplots()
     for i, (track, curve) in enumerate(zip(recording.layers, curves, strict=True)):
         epoch = half[track.name]
         label = f"{name(track)}: " + (f"epoch {epoch}" if epoch else f"after epoch {recording.epochs[-2:][0]}")
-        colour = colormaps["viridis_r"](0.1 + 0.85 * i / max(1, len(curves) - 1))
+        colour = colour_map(cmap)(0.1 + 0.85 * i / max(1, len(curves) - 1))
         axes.plot(recording.epochs, curve.numpy(), color=colour, marker="o", markersize=3.5, label=label)
     axes.axhline(threshold, color="0.7", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")

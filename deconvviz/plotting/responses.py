@@ -8,11 +8,12 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from ..studies.responses import Responses
-from .style import colour, new_figure, plain, short
+from .style import colour, new_figure, picture, plain, short
 
 _MANY = 24  # layers whose names fit under an axis
 
 
+@picture
 def draw(
     result: Responses,
     figure: Any = None,

@@ -6,9 +6,10 @@ from typing import Any
 
 from ..results.text import layer_name
 from ..topk.result import TopK
-from .style import new_figure
+from .style import colour, new_figure, picture
 
 
+@picture
 def draw(result: TopK, figure: Any = None) -> Any:
     """Draw each unit's strongest activations, units sorted, one panel per layer.
 
@@ -20,6 +21,7 @@ def draw(result: TopK, figure: Any = None) -> Any:
     axes = figure.subplots(1, len(result), squeeze=False)[0]
     for axis, top in zip(axes, result.tops, strict=True):
         order = top.values[:, 0].argsort(descending=True, stable=True)
-        axis.plot(top.values[order].numpy(), linewidth=0.7)
+        for rank, values in enumerate(top.values[order].T):
+            axis.plot(values.numpy(), linewidth=0.7, color=colour(rank))
         axis.set(title=layer_name(top.name, top.number), xlabel="unit, sorted", ylabel="activation")
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,24 @@ class Projections(Result):
 
     file_kind = "projections"
     drawn_by = "projections"
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        units: Sequence[int] | None = None,
+        scale: str = "unit",
+        columns: int | None = None,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the paper's Fig. 2; see `deconvviz.plotting.projections.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, units=units, scale=scale, columns=columns, **look)
 
     def describe(self) -> str:
         """Say of which layer, how many and how large."""

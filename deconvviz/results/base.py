@@ -118,9 +118,38 @@ class Result(Stored):
 
     drawn_by: ClassVar[str]
 
-    def plot(self, figure: Any = None, **options: Any) -> Any:
-        """Draw the result into `figure`, a new one if None, and return it; `deconvviz.plotting` has the options."""
-        return self.drawing("draw")(self, figure, **options)
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the result and return the figure, which is not shown; see its kind in `deconvviz.plotting`.
+
+        Args:
+            figure: A matplotlib figure, subfigure or axes to draw into (axes give their place to a subfigure); a new
+                figure if None.
+            ax: The same, as other libraries call it.
+            title: The line above all.
+            figsize: Width and height of a new figure in inches; None: what fits the result.
+            dpi: Dots per inch.
+            fontsize: Of the usual text, in points; larger and smaller text keeps its proportion.
+            cmap: One of matplotlib's colour maps.
+
+        Raises:
+            OptionError: Something else to draw into, two places, or an unknown colour map.
+        """
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, **look)
+
+    def draw(self, name: str, figure: Any, /, **options: Any) -> Any:
+        """Call the function of this name that draws this kind of result, with the options that were given."""
+        return self.drawing(name)(self, figure, **{key: v for key, v in options.items() if v is not None})
 
     def drawing(self, name: str, file: str = "") -> Any:
         """Return a function of the file in `deconvviz.plotting` that draws this kind of result, or of another one."""

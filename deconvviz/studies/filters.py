@@ -114,6 +114,22 @@ class Filters(Result):
             "aliasing in layer 2": float(self.aliasing.mean()) if len(self.aliasing) else float("nan"),
         }
 
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        scale: str = "all",
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the filters by falling RMS and their figures; see `deconvviz.plotting.filters.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, scale=scale, **look)
+
     def describe(self) -> str:
         """Say of which layer, how many and how large."""
         (height, width), (down, right) = self.weights.shape[2:], self.stride
@@ -147,6 +163,22 @@ class FilterComparison(Result):
     def summary(self) -> dict[str, dict[str, float]]:
         """Return each network's figures, see `Filters.summary`."""
         return {name: one.summary() for name, one in zip(self.names, self.filters, strict=True)}
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        scale: str = "all",
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the filters by falling RMS and their figures; see `deconvviz.plotting.filters.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, scale=scale, **look)
 
     def describe(self) -> str:
         """Say of which networks."""

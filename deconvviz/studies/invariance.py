@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,22 @@ class Invariance(Result):
         x, y = change - change.mean(), self.relative(kind).mean(1)
         y = y - y.mean(1, keepdim=True)
         return (y @ x).square() / (x.square().sum() * y.square().sum(1))
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        examples: bool = True,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the paper's Fig. 5; see `deconvviz.plotting.invariance.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, examples=examples, **look)
 
     def describe(self) -> str:
         """Say how many images and layers, and which transformations."""

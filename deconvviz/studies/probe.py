@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,23 @@ class Probe(Result):
     def std(self) -> Tensor:
         """(L,): its standard deviation over the folds (divided by the number of folds)."""
         return self.accuracy.std(1, correction=0)
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        name: str = "this network",
+        others: Mapping[str, Probe] | None = None,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the accuracy over the layers; see `deconvviz.plotting.probe.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, name=name, others=others, **look)
 
     def describe(self) -> str:
         """Say how many layers, images and classes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,23 @@ class Responses(Result):
             unit_squares=squares,
             skipped=(*self.skipped, *other.skipped),
         )
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        name: str = "this network",
+        others: Mapping[str, Responses] | None = None,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the standard deviations in order and sorted; see `deconvviz.plotting.responses.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, name=name, others=others, **look)
 
     def describe(self) -> str:
         """Say how many layers and images."""

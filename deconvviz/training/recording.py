@@ -153,13 +153,54 @@ class Recording(Result):
         if not self.epochs:
             raise OptionError("nothing is recorded yet: call the recorder after an epoch that it keeps.")
 
-    def plot_filters(self, figure: Any = None, **options: Any) -> Any:
-        """Draw the first layer's filters at each epoch, see `deconvviz.plotting.recording.draw_filters`."""
-        return self.drawing("draw_filters")(self, figure, **options)
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        layer: int | str | None = None,
+        units: Sequence[int] | None = None,
+        scale: str = "projection",
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw units in rows and epochs in columns; see `deconvviz.plotting.recording.draw` and `Result.plot`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, layer=layer, units=units, scale=scale, **look)
 
-    def plot_convergence(self, figure: Any = None, *, threshold: float = THRESHOLD, **options: Any) -> Any:
+    def plot_filters(
+        self,
+        figure: Any = None,
+        *,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw the first layer's filters at each epoch; see `deconvviz.plotting.recording.draw_filters`."""
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw_filters", figure, **look)
+
+    def plot_convergence(
+        self,
+        figure: Any = None,
+        *,
+        threshold: float = THRESHOLD,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
         """Draw one curve of `convergence` per layer, and say when half of its units have settled."""
-        return self.drawing("draw_convergence")(self, figure, threshold=threshold, **options)
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw_convergence", figure, threshold=threshold, **look)
 
     def animate(self, path: str | os.PathLike[str], *, layer: int | str | None = None, seconds: float = 0.8) -> None:
         """Write a GIF, one picture per epoch; see `deconvviz.plotting.recording.animate`."""
