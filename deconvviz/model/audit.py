@@ -87,7 +87,9 @@ def audit(
         (0, 'max(signal, 0), as in the paper')
 
     The model runs once; what is listed is what ran, functional and in-place calls included. Operations without a
-    rule are listed whatever they are; they are unsupported where a signal from the output comes by.
+    rule are listed whatever they are; they are unsupported where a signal from the output comes by. These are the
+    deconvnet's rules. `rule="backprop"` and `"guided"` take each operation's own gradient, also through gates and
+    statistics, but for what "guided" does at rectifiers.
 
     Args:
         model: The network; it is left as it was.

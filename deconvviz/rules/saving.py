@@ -173,4 +173,4 @@ def _cut(op: Op) -> tuple[Any, Any]:
     return p.get(low, 0), p.get(high, 6)
 
 
-_TOPS = {"relu6": ("", ""), "hardtanh": ("min_val", "max_val"), "clamp": ("min", "max"), "clip": ("min", "max")}
+_TOPS = {"relu6": ("", ""), "hardtanh": ("min_val", "max_val"), "clamp": ("min", "max")}
