@@ -3,8 +3,8 @@
     python benchmarks/compatibility.py [SETTING ...] [--workers 2] [--work FOLDER]
 
 A setting is one of the names below; none: all of them. The rows of settings that do not run stay as they are in
-compatibility.md. `lowest` and `newest` make a fresh virtual environment in FOLDER and install the package with its
-tests there: the lowest versions that pyproject.toml allows, or what pip takes by itself.
+compatibility.md. `lowest` and `newest` make a virtual environment in FOLDER and install the package with its tests
+there: the lowest versions that pyproject.toml allows, or what pip takes by itself.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ import tomllib
 ROOT = Path(__file__).parent.parent
 TABLE = Path(__file__).with_suffix(".md")
 SETTINGS: dict[str, tuple[dict[str, str], str]] = {
-    "as it is": ({}, "this processor, one thread in each process"),
-    "two threads": ({"OMP_NUM_THREADS": "2"}, "sums are split in other places"),
-    "other order": ({}, "the files shuffled: no test needs another before it"),
-    "no vectors": ({"ATEN_CPU_CAPABILITY": "default"}, "torch's own kernels without AVX"),
-    "AVX2": ({"ATEN_CPU_CAPABILITY": "avx2"}, "torch's own kernels with AVX2"),
-    "oneDNN SSE4.1": ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "convolutions as on a processor of 2008"),
-    "oneDNN AVX2": ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "convolutions as on one of 2013"),
-    "oneDNN AVX-512": ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, "convolutions as on one of 2017"),
-    "oldest": (
-        {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "2"},
-        "all of these at once, and MKL without AVX",
+    "this one": ({}, "one thread in each process"),
+    "of 2008": (
+        {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+        "no AVX in torch, oneDNN and MKL",
     ),
-    "lowest": ({}, "the lowest versions that pyproject.toml allows"),
-    "newest": ({}, "the newest versions that pip finds"),
+    "of 2013": (
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "2"},
+        "AVX2; two threads; the files in another order",
+    ),
+    "of 2017": (
+        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "OMP_NUM_THREADS": "2"},
+        "AVX-512 without its later parts; two threads",
+    ),
+    "lowest": ({}, "the lowest versions that pyproject.toml allows, in an environment of their own"),
+    "newest": ({}, "the newest versions that pip finds, in an environment of their own"),
 }
-SETTINGS["oldest"][0]["MKL_ENABLE_INSTRUCTIONS"] = "SSE4_2"
+SHUFFLED = {"of 2013"}
 VERSIONS = "import sys, torch, torchvision, numpy; print(sys.version.split()[0], torch.__version__, torchvision.__version__, numpy.__version__)"  # noqa: E501
 HEADER = """# The suite on other machines
 
@@ -49,7 +50,7 @@ HEADER = """# The suite on other machines
 beside it, on one machine that pretends to be others: the variables bound which instructions the libraries use, and with
 them the order in which sums are added up. A test fails there if it depends on one processor's rounding.
 
-| setting | what it changes | variables | Python, torch, torchvision, numpy | result | date |
+| processor or versions | what is different | variables | Python, torch, torchvision, numpy | result | date |
 |---|---|---|---|---|---|
 """
 
@@ -62,11 +63,13 @@ def lowest() -> Iterator[str]:
 
 
 def environment(name: str, work: Path) -> str:
-    """Make a fresh virtual environment with the lowest or the newest versions; return its Python."""
+    """Make a virtual environment with the lowest or the newest versions, unless it is there; return its Python."""
     folder = work / name
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    wanted = list(lowest()) if name == "lowest" else []
     python = str(folder / "bin" / "python")
+    if Path(python).exists():  # of an earlier run
+        return python
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    wanted = list(lowest()) if name == "lowest" else []
     subprocess.run([python, "-m", "pip", "install", "-q", *wanted, "-e", f"{ROOT}[test]"], check=True)
     return python
 
@@ -76,7 +79,7 @@ def run(name: str, work: Path, workers: int) -> tuple[str, bool]:
     variables, change = SETTINGS[name]
     python = environment(name, work) if name in ("lowest", "newest") else sys.executable
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
-    if name == "other order":
+    if name in SHUFFLED:
         random.Random(1).shuffle(files)
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     clean["PYTHONPATH"] = str(ROOT)

@@ -87,13 +87,17 @@ def test_errors_of_the_device_stay_what_they_are(message, monkeypatch):
         deconvviz.deconv(Failing(), torch.zeros(1, 3, 8, 8), layer="0", unit=0)
     assert raised.value is error
 
+    class Exponential(nn.Module):
+        def forward(self, x):
+            return x.exp()
+
     def failing(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(torch.autograd, "grad", failing)  # an operation's own way back
     with pytest.raises(RuntimeError) as raised:
-        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Softsign())
-        deconvviz.deconv(model, torch.zeros(1, 3, 8, 8), layer="1", unit=0, allow_gradient=True)
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), Exponential(), nn.Conv2d(2, 2, 1))
+        deconvviz.deconv(model, torch.zeros(1, 3, 8, 8), layer="2", unit=0, allow_gradient=True)
     assert raised.value is error
 
 

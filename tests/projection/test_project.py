@@ -36,6 +36,9 @@ def check(
     rule = options.get("rule", "deconvnet")
     for u, unit in enumerate(units):
         for k in range(result.activations.shape[1]):
+            if result.image_ids[u, k] < 0:  # a place that no image excites
+                assert not result.projections[u, k].any() and not result.patches[u, k].any()
+                continue
             image = images[result.image_ids[u, k]]
             position = tuple(result.positions[u, k].tolist())
             whole = deconvviz.deconv(model, image[None], layer=layer, unit=unit, position=position, rule=rule)[0]
