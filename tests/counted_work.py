@@ -102,7 +102,7 @@ WORKS = {
     "project layer 2": Work("`project`, layer 2, all 160 units × 9", lambda: projecting(2), Counts(1100, 20, 15)),
     "deconv": Work("`deconv` of 64 images, layer 5", carrying, Counts(700, 20, 15)),
     "top": Work("`top`, layers 1 to 5, 4 batches", scanning, Counts(1900, 20, 36)),
-    "occlude": Work("`occlude`, 81 places of a square", occluding, Counts(7000, 20, 200)),
+    "occlude": Work("`occlude`, 81 places of a square", occluding, Counts(7000, 20, 60)),
     "check_weights": Work("`check_weights` of resnet-56", checking, Counts(2500, 0, 1)),
 }
 STEP = {"float32": Counts(750, 4, 1), "bfloat16": Counts(800, 4, 1), "float16": Counts(500, 4, 1)}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..devices import lacks_memory
+from ..devices import lacks_memory, sent
 from ..model.table import Layer
 from ..tape.operations import Op, Tape, mapped, tensors_in
 from .answer import Answer, Pass, recorded_answer
@@ -116,7 +116,7 @@ class _Runner:
         rows, cols = window.rows, window.cols
         data = self.kept.gather(0, None, rows.start, cols.start, window.size)
         edges = [rows.start, rows.low, rows.high, cols.start, cols.low, cols.high]
-        at = torch.stack(edges).to(data.device)[:, :, None]
+        at = sent(torch.stack(edges), data.device)[:, :, None]
         row = at[0] + torch.arange(rows.size, device=data.device)
         col = at[3] + torch.arange(cols.size, device=data.device)
         inside = ((row >= at[1]) & (row < at[2]))[:, None, :, None] & ((col >= at[4]) & (col < at[5]))[:, None, None, :]

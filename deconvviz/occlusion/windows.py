@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import sent
 from ..tape.arguments import Pair
 from ..tape.operations import Tape
 
@@ -111,7 +112,7 @@ class Unoccluded:
         if part is not None and part.window is not None:
             corners += [part.window.rows.start + borders[2], part.window.cols.start + borders[0]]
         # One small copy; the index itself is built where it is used.
-        corner = torch.stack(corners).to(base.device)
+        corner = sent(torch.stack(corners), base.device)
         rows, cols = _lines(corner[0], size[0]), _lines(corner[1], size[1])
         index = rows[:, :, None] * (maps.shape[-1] + borders[0] + borders[1]) + cols[:, None, :]
         if part is not None:
@@ -133,7 +134,7 @@ class Unoccluded:
         key = ("constant", id(constant), tuple(shape[-2:]))
         if key not in self._rows:
             self._rows[key] = _as_rows(wide)
-        corner = torch.stack([window.rows.start, window.cols.start]).to(constant.device)
+        corner = sent(torch.stack([window.rows.start, window.cols.start]), constant.device)
         rows, cols = _lines(corner[0], window.rows.size), _lines(corner[1], window.cols.size)
         index = rows[:, :, None] * shape[-1] + cols[:, None, :]
         out = self._rows[key].index_select(0, index.flatten()).view(len(index), *window.size, -1).permute(0, 3, 1, 2)
