@@ -117,7 +117,7 @@ def numbers(ids: Tensor, distances: Tensor, labels: Tensor, queries: list[int]) 
 
 
 def bars(results: dict[str, Any]) -> Figure:
-    from deconvviz.plotting.style import colour, plain
+    style = deconvviz.plotting.style
 
     figure = Figure(figsize=(6.4, 2.3), dpi=144, layout="constrained")
     texts = {
@@ -126,13 +126,13 @@ def bars(results: dict[str, Any]) -> Figure:
     }
     for axis, (key, text) in zip(figure.subplots(1, 2, sharey=True), texts.items(), strict=True):
         values = [results[name][key] for name in results]
-        drawn = axis.barh(list(results), values, color=[colour(0), "0.6", "0.8"], height=0.6)
+        drawn = axis.barh(list(results), values, color=[style.colour(0), "0.6", "0.8"], height=0.6)
         axis.bar_label(
             drawn, [f"{v:.1%}" if key == "same class" else f"{v:.2f}" for v in values], padding=3, fontsize=8
         )
         axis.set(xlim=(0, 1.25 * max(values)), xticks=[])
         axis.set_title(text)
-        plain(axis).spines["bottom"].set_visible(False)
+        style.plain(axis).spines["bottom"].set_visible(False)
         axis.tick_params(length=0)
     axis.invert_yaxis()
     return figure

@@ -17,7 +17,6 @@ from publishing import publish
 import deconvviz
 from deconvviz import Responses
 from deconvviz.errors import ModelError, StoreError
-from deconvviz.plotting.style import colour
 
 NETWORKS = ("plain-20", "plain-56", "resnet-20", "resnet-56")
 
@@ -64,7 +63,9 @@ def styled(figure: Any) -> Any:
     for axis in figure.axes:
         for line in axis.lines:
             family, depth = line.get_label().split(":")[0].split("-")
-            line.set(color=colour(int(depth) > 20), linestyle="--" if family == "plain" else "-")
+            line.set(
+                color=deconvviz.plotting.style.colour(int(depth) > 20), linestyle="--" if family == "plain" else "-"
+            )
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 

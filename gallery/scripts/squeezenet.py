@@ -23,7 +23,6 @@ from torchvision.transforms.functional import gaussian_blur
 import deconvviz
 from deconvviz import Projections
 from deconvviz.cli.demo import TELLING
-from deconvviz.plotting import projections as plot
 
 NETWORK, FIRST = "squeezenet-1.1", (125, 150, 171, 210, 217, 232)  # of layer 3, on the first page
 SIGMA, TILE, GAP, HEAD, DPI = 1.0, {2: 72, 3: 48}, 14, 20, 100
@@ -87,8 +86,8 @@ def draw(results: list[Projections], across: int) -> Figure:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     for place, unit in enumerate(order):
         x, y = place % across * (3 * side + 2 * GAP), HEAD + place // across * (side + HEAD)
-        blocks = [plot.compose(one, units=[unit])[0] for one in results]
-        blocks.append(plot.compose(results[0], units=[unit])[1])
+        blocks = [deconvviz.plotting.projections.compose(one, units=[unit])[0] for one in results]
+        blocks.append(deconvviz.plotting.projections.compose(results[0], units=[unit])[1])
         for column, block in enumerate(blocks):
             left = x + column * (side + (GAP // 4 if column else 0))
             axes = figure.add_axes((left / width, 1 - (y + side) / height, side / width, side / height))
