@@ -111,7 +111,8 @@ def compose(
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
     inside = inside_image(result.boxes[rows], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
     photos = torch.where(inside, true_colours(patches, inside, result.mean, result.std), GRAY)
-    return grid.fill(signal), grid.fill(photos)
+    silent = (result.image_ids[rows] < 0)[..., None, None, None]  # no image excites the unit that much: nothing to show
+    return grid.fill(signal.masked_fill(silent, 1.0)), grid.fill(photos.masked_fill(silent, 1.0))
 
 
 def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = "") -> Figure:

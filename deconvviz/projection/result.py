@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..results.base import Result, tuples
+from ..errors import UnitError
+from ..results.base import Result, dataframe, tuples
 from ..results.text import amount
 
 # From this mean cosine on the nine are nearly one: on networks without max-pools it is 0.8 to 1.0, on SqueezeNet 0.1.
@@ -67,6 +68,34 @@ class Projections(Result):
         """Draw the paper's Fig. 2; see `deconvviz.plotting.projections.draw` and `Result.plot`."""
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, units=units, scale=scale, columns=columns, **look)
+
+    def __len__(self) -> int:
+        """Return the number of units."""
+        return len(self.units)
+
+    def __iter__(self) -> Iterator[Projections]:
+        """Go through the units, each as a result of its own."""
+        return (self[unit] for unit in self.units.tolist())
+
+    def __getitem__(self, unit: int) -> Projections:
+        """Return the result of one unit, by its number."""
+        where = (self.units == unit).nonzero().flatten()
+        if not len(where):
+            have = ", ".join(map(str, self.units[:20].tolist())) + (", …" if len(self) > 20 else "")
+            raise UnitError(f"unit {unit!r} is not in this result, it holds {amount(len(self), 'unit')} ({have}).")
+        row = int(where[0])
+        held = {name: getattr(self, name) for name in _ARRAYS}
+        return replace(self, **{name: x[row : row + 1] for name, x in held.items() if x is not None})
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas table: a row for each image of each unit, strongest first; empty places are left out."""
+        unit, rank = (self.image_ids >= 0).nonzero().unbind(1)
+        row, col = self.positions[unit, rank].unbind(1)
+        top, left, bottom, right = self.boxes[unit, rank].unbind(1)
+        plain = {"layer": [self.layer] * len(unit), "unit": self.units[unit], "rank": rank}
+        values = {"activation": self.activations[unit, rank], "image_id": self.image_ids[unit, rank]}
+        box = {"top": top, "left": left, "bottom": bottom, "right": right}
+        return dataframe({**plain, **values, "row": row, "col": col, **box})
 
     def describe(self) -> str:
         """Say of which layer, how many and how large."""

@@ -163,6 +163,15 @@ class Result(Stored):
         return png(self.plot())
 
 
+def dataframe(columns: Mapping[str, Any]) -> Any:
+    """Return columns as a pandas table; pandas is imported when it is asked for."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise OptionError("to_dataframe needs pandas, which is not installed: pip install pandas.") from error
+    return pandas.DataFrame({name: x.numpy() if isinstance(x, Tensor) else x for name, x in columns.items()})
+
+
 def refuse_picture(path: str | os.PathLike[str]) -> None:
     """Refuse to write numbers into a file that would be taken for a picture."""
     if Path(path).suffix.lower() in (*PICTURES, *ANIMATIONS):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
-from ..results.base import Result, Stored, tuples
+from ..results.base import Result, Stored, dataframe, tuples
 from ..results.text import amount, as_html, as_text, layer_name, listed, skipped_lines
 from .merging import NOBODY, Places, strongest
 
@@ -188,6 +188,25 @@ class TopK(Result, Mapping[str, LayerTop]):
         )
         skipped, distinct = tuples(facts.get("skipped", [])), facts.get("distinct", "")
         return cls(tops, facts["k"], facts["count"], facts["scan"], skipped, distinct)
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas table: a row for each image of each unit, strongest first; empty places are left out."""
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("layer", "unit", "rank", "value", "image_id", "row", "col")
+        }
+        for top in self.tops:
+            unit, rank = (top.image_ids >= 0).nonzero().unbind(1)
+            found = (
+                unit,
+                rank,
+                top.values[unit, rank],
+                top.image_ids[unit, rank],
+                *top.positions[unit, rank].unbind(1),
+            )
+            columns["layer"] += [top.name] * len(unit)
+            for name, values in zip(list(columns)[1:], found, strict=True):
+                columns[name] += values.tolist()
+        return dataframe(columns)
 
     def check_loaded(self, facts: dict[str, Any]) -> None:
         """Refuse numbers that do not fit together: images that were not seen, arrays of other sizes."""

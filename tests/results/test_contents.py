@@ -1,0 +1,62 @@
+"""Results as people use them: units picked and gone through, tables for pandas, empty places, names in HTML."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import torch
+from saved_results import saved
+
+from deconvviz.errors import OptionError, UnitError
+from deconvviz.plotting.projections import compose
+
+
+def test_units_are_picked_by_number_and_gone_through_in_order():
+    result = saved("projections")
+    assert len(result) == 2 and [one.units.tolist() for one in result] == [[0], [2]]
+    assert torch.equal(result[2].projections, result.projections[1:]) and result[2].layer == result.layer
+    with pytest.raises(UnitError, match=r"unit 1 is not in this result, it holds 2 units \(0, 2\)"):
+        _ = result[1]
+
+
+def silence(result):
+    ids = result.image_ids.clone()
+    ids[1, 1] = -1
+    return dataclasses.replace(result, image_ids=ids)
+
+
+def test_a_place_that_no_image_excites_is_empty():
+    usual, silent = saved("projections"), silence(saved("projections"))
+    for before, after in zip(compose(usual), compose(silent), strict=True):
+        changed = (before != after).any(2)
+        assert changed.any() and (after[changed] == 1).all()
+        rows, cols = np.nonzero(changed)
+        assert (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1) < before.shape[0] * before.shape[1] / 4
+
+
+def test_without_pandas_a_table_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for name in ("projections", "topk"):
+        with pytest.raises(OptionError, match=r"to_dataframe needs pandas.*pip install pandas"):
+            saved(name).to_dataframe()
+
+
+def test_tables_for_pandas_leave_empty_places_out(monkeypatch):
+    given = []
+    pandas = type("pandas", (), {"DataFrame": staticmethod(lambda columns: given.append(columns) or columns)})
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    result, top = silence(saved("projections")), saved("topk")
+    table = result.to_dataframe()
+    assert table["unit"].tolist() == [0, 0, 2] and table["rank"].tolist() == [0, 1, 0]
+    assert table["activation"].tolist() == result.activations.flatten()[:3].tolist()
+    table = top.to_dataframe()
+    assert len(table["layer"]) == 2 * 8 and table["layer"][8:] == [top.tops[1].name] * 8
+    assert table["value"] == [x for one in top.tops for x in one.values.flatten().tolist()]
+
+
+def test_a_name_from_a_file_is_no_html(evil='<img src=x onerror="window.PWN=1">'):
+    result = saved("topk")
+    tops = tuple(dataclasses.replace(one, name=evil) for one in result.tops)
+    page = dataclasses.replace(result, tops=tops)._repr_html_()
+    assert "<img" not in page and "&lt;img src=x onerror=&quot;window.PWN=1&quot;&gt;" in page
