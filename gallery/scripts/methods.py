@@ -17,7 +17,7 @@ from publishing import GALLERY, publish
 from torch import Tensor, nn
 
 import deconvviz
-from deconvviz.images.photos import PHOTOS
+from deconvviz.images import PHOTOS
 
 DRAWN, MEASURED = "coffee", ("coffee", "hopper", "chelsea")
 DRAWS, SEED, STRIDE = 10, 0, 2

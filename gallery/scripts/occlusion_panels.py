@@ -1,8 +1,9 @@
-"""Draws the five panels of the ZFNet paper's Fig. 7 for three free photos: occlusion-<photo>.png and .json.
+"""Draws the five panels of the ZFNet paper's Fig. 7 for free photos: occlusion-<photo>.png and .json.
 
     python gallery/scripts/occlusion_panels.py
 
-The photos and their licences are in gallery/SOURCES.md; the weights are the ones that come with the package.
+Three photos for zfnet64, three that SqueezeNet 1.1 names rightly, as occlusion-squeezenet-<photo>. The photos and their
+licences are in gallery/SOURCES.md; the weights are the ones that come with the package.
 """
 
 from __future__ import annotations
@@ -12,33 +13,35 @@ from typing import Any
 from publishing import publish
 
 import deconvviz
-from deconvviz.images import samples
-from deconvviz.images.photos import PHOTOS, Photo
-from deconvviz.images.preprocess import preprocess_for
+from deconvviz.images import PHOTOS, open_images, preprocess_for, samples
+from deconvviz.images.photos import Photo
 
-SHOWN = ("chelsea", "coffee", "hopper")
-SIZE, STRIDE = 14, 2  # the paper states neither; about a fifth of the side, as its figure looks
-WINDOWS = 1200  # of the sample photos: the other images of panel (c)
+SHOWN = {"zfnet64": ("chelsea", "coffee", "hopper"), "squeezenet-1.1": ("koala", "lemurs", "lighthouse")}
+# Size and stride: the paper states neither; about a fifth of the side, as its figure looks.
+GRID = {"zfnet64": (14, 2), "squeezenet-1.1": (48, 8)}
+WINDOWS = 1200  # of the sample photos, for zfnet64: the other images of panel (c)
 
 
-def draw(photo: Photo) -> None:
-    model = deconvviz.zoo.create("zfnet64", weights="bundled")
-    windows = samples(64, WINDOWS, preprocess=preprocess_for(model))
-    others = windows.take([i for i, name in enumerate(windows.labels or ()) if name != photo.name])
-    options: dict[str, Any] = {"layer": 5, "size": SIZE, "stride": STRIDE, "others": others, "progress": False}
+def draw(network: str, photo: Photo) -> None:
+    model = deconvviz.zoo.create(network, weights="bundled")
+    size, stride = GRID[network]
+    images = samples(64, WINDOWS, preprocess=preprocess_for(model)) if network == "zfnet64" else open_images(model)
+    others = images.take([i for i, name in enumerate(images.labels or ()) if name != photo.name])
+    options: dict[str, Any] = {"layer": 5, "size": size, "stride": stride, "others": others, "progress": False}
     result = deconvviz.occlude(model, photo.path, **options)
     assert result.activation is not None and not isinstance(result.target, tuple)  # a layer and one target were given
     unoccluded = {name: value.item() for name, value in result.unoccluded.items()}
+    what = "windows of the others" if network == "zfnet64" else "others"
     publish(
-        f"occlusion-{photo.name}",
-        result.plot(title=f"{photo.title}, seen by zfnet64"),
-        model="zfnet64",
+        f"occlusion-{photo.name}" if network == "zfnet64" else f"occlusion-squeezenet-{photo.name}",
+        result.plot(title=f"{photo.title}, seen by {network}"),
+        model=network,
         weights="bundled",
         layer=result.layer,
         units=[result.unit],
-        images=f"{photo.title} ({photo.author}, {photo.licence}); panel (c) also {len(others)} windows of the others",
+        images=f"{photo.title} ({photo.author}, {photo.licence}); panel (c) also {len(others)} {what}",
         command="python gallery/scripts/occlusion_panels.py",
-        occluder={"size": SIZE, "stride": STRIDE, "fill": result.fill_name, "positions": list(result.label.shape)},
+        occluder={"size": size, "stride": stride, "fill": result.fill_name, "positions": list(result.label.shape)},
         results={
             "target": result.name_of(result.target),
             "most probable, unoccluded": result.name_of(int(unoccluded["label"])),
@@ -49,6 +52,7 @@ def draw(photo: Photo) -> None:
 
 
 if __name__ == "__main__":
-    for photo in PHOTOS:
-        if photo.name in SHOWN:
-            draw(photo)
+    for network, names in SHOWN.items():
+        for photo in PHOTOS:
+            if photo.name in names:
+                draw(network, photo)

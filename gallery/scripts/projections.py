@@ -11,7 +11,7 @@ from publishing import GALLERY, publish
 from torch import nn
 
 import deconvviz
-from deconvviz.images.photos import PHOTOS
+from deconvviz.images import PHOTOS
 
 UNITS = {1: 16, 2: 16, 3: 9, 4: 9, 5: 9}  # upper layers have larger tiles
 
