@@ -278,6 +278,9 @@ class Block(nn.Module):
     def scaled_by_a_number(self, x):
         return x / (1 + abs(float(x.detach().mean())))
 
+    def counted(self, x):
+        return x / (1 + len(torch.unique(x.round())))
+
     def first_of_the_batch(self, x):
         return x - 0.3 * x[:1]
 

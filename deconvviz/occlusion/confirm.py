@@ -12,7 +12,7 @@ from torch import Tensor
 from ..devices import lacks_memory
 from ..errors import DeconvvizError, ModelError
 from .answer import Answer, Pass
-from .plan import FULL, Unbatched
+from .plan import FULL, SIZED_BY_VALUES, Unbatched
 
 # Of a type's eps and the answer's largest number: what other orders of summation differ by, in deep networks too.
 ROUNDING = 64
@@ -99,29 +99,49 @@ def _larger(a: tuple[Tensor, Tensor, Answer], b: tuple[Tensor, Tensor, Answer]) 
 def sees_its_batch(ask: Pass, usual: Answer) -> str:
     """Say why images must be asked about one by one, "" if they need not.
 
-    An image between two that are not numbers must get the answer that it gets alone, `usual`.
+    An image between two that are far from it must get the answer that it gets alone, `usual`.
 
     Raises:
         ModelError: The model gives another answer for the same image each time.
     """
+    why = _by_structure(ask) or _by_trial(ask, usual)
+    if why:
+        check_repeats(ask, usual)
+    return why
+
+
+def _by_structure(ask: Pass) -> str:
     tape = ask.tape
     if tape.reads:
         return f"{tape.reads[0].where} takes numbers out of the data, which may depend on the whole batch"
+    for op in tape.ops:
+        if op.short in SIZED_BY_VALUES:
+            return f"{op.where} gives as many numbers as the data says"
     for op in tape.needed_for({ask.output}):
         if any(not tape.shapes[value] for value in op.outputs):
             return f"{op.where} makes one number of the whole batch"
-    image = tape.kept[0]
-    strange = torch.full_like(image, torch.nan)
+    return ""
+
+
+def _by_trial(ask: Pass, usual: Answer) -> str:
     try:
-        between = ask(torch.cat([strange, image, strange]))
+        between = ask(between_strangers(ask.tape.kept[0]))
     except (RuntimeError, ValueError, IndexError, DeconvvizError) as error:
         if lacks_memory(error):
             return ""  # the batches shrink, and what changed most is compared
-        return "the model does not take images that are not numbers beside this one"
+        return "the model does not take other images beside this one"
     if between.output.shape == (3, *usual.output.shape[1:]) and agree(between.row(1), usual, usual, ask.dtype):
         return ""
-    check_repeats(ask, usual)
     return "the model's answer for an image depends on the other images of its batch"
+
+
+def between_strangers(data: Tensor) -> Tensor:
+    """Put data (1, …) between two others, one far above and one far below: the maximum, minimum and mean of a batch move.
+
+    Not NaN, though it would show more: kernels from elsewhere may take it for an index, and the process dies.
+    """
+    size = data.abs().max() + 1
+    return torch.cat([data.flip(-1) + 8 * size, data, -2 * data - 3 * size])
 
 
 def check_repeats(ask: Pass, usual: Answer, trials: int = 1) -> None:

@@ -20,7 +20,7 @@ from ..devices import lacks_memory, sent
 from ..model.table import Layer
 from ..tape.operations import Op, Tape, mapped, tensors_in
 from .answer import Answer, Pass, recorded_answer
-from .confirm import Confirmation
+from .confirm import Confirmation, between_strangers
 from .memory import MOST_ELEMENTS, Portions
 from .plan import FULL, RESHAPES, Plan, Step, Unbatched, Way
 from .windows import Part, Unoccluded, Window
@@ -94,10 +94,9 @@ class _Runner:
             yield from self._late(waiting)
 
     def probe(self, box: Tensor) -> Answer:
-        """Answer for one box in a batch between others whose occluder is not a number: nothing of them may get in."""
+        """Answer for one box in a batch between others of far other colours: nothing of them may get in."""
         part = self.windows(box.expand(3, 4))
-        part.data[0] = part.data[2] = torch.nan
-        parts = {0: part}
+        parts = {0: Part(between_strangers(part.data[1:2]), part.window)}
         windows = self.plan.windows(box.expand(3, 4))
         response = self._advance(parts, 0, self.plan.cut, windows)
         whole = {v: Part(self.kept.whole(v, parts[v])) for v in self.plan.crossing}

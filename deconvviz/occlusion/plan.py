@@ -27,6 +27,8 @@ SIZES = 4
 FULL = "Use method='full'."
 # Written for one image, with a state or indices of its batch: on other batches they do not check what they get.
 _OF_ONE_BATCH = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+# How much they give depends on the values, and a model may go on with that number.
+SIZED_BY_VALUES = frozenset("unique unique_consecutive nonzero argwhere masked_select nms".split())
 RESHAPES = ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as")
 # Views that leave alone what they do not name; `flip`, `roll` and the like are not among them.
 _VIEWS = (
@@ -210,6 +212,9 @@ def _check(tape: Tape, ops: Sequence[Op]) -> None:
             f"{tape.reads[0].where} takes numbers out of the image's own pass, which may be others for an occluded "
             f"image. {FULL}"
         )
+    for op in tape.ops:
+        if op.short in SIZED_BY_VALUES:
+            raise Unbatched(f"{op.where} gives as many numbers as the data says. {FULL}")
     for op in ops:
         if op.short in _OF_ONE_BATCH:
             raise Unbatched(f"{op.where} has a state for each image of its batch. {FULL}")

@@ -9,6 +9,7 @@ from occlusion_helpers import build, occlude, photo
 from random_networks import Block, one_by_one
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from deconvviz.errors import DeconvvizError, ModelError, UnsupportedOp
 from deconvviz.occlusion.answer import Answer
@@ -64,6 +65,7 @@ ONE_BY_ONE = {
     "normalized": "makes one number of the whole batch",
     "branched": "takes numbers out of the data",
     "scaled_by_a_number": "takes numbers out of the data",
+    "counted": "gives as many numbers as the data says",
     "stretched": "depends on the other images of its batch",
     "centred": "depends on the other images of its batch",
     "first_of_the_batch": "depends on the other images of its batch",
@@ -138,7 +140,15 @@ class Counts(nn.Module):
         return x + 0.1 * self.calls
 
 
-@pytest.mark.parametrize("between", [Noise, SometimesNoise, NumpyNoise, AlwaysDrops, Counts])
+class Remembers(nn.Module):
+    last = 0.0
+
+    def forward(self, x):
+        self.last = self.last * 0.9 + x.mean()
+        return x + self.last
+
+
+@pytest.mark.parametrize("between", [Remembers, Noise, SometimesNoise, NumpyNoise, AlwaysDrops, Counts])
 @pytest.mark.parametrize("method", [None, "full"])
 def test_a_model_that_answers_otherwise_each_time_is_refused(between, method):
     with pytest.raises(ModelError, match=r"another answer each time it is asked about the same image.*random numbers"):
@@ -170,6 +180,21 @@ def test_a_model_that_casts_by_itself_gives_its_own_numbers():
         expected = one_by_one(network, result)[..., 1].float()
     assert result.method == "full" and "by a setting of its own" in result.note
     assert torch.allclose(result.logit, expected, atol=2 * 2**-8 * float(expected.abs().max()))
+
+
+def test_kernels_from_elsewhere_do_not_get_what_kills_them():
+    """Offsets that are no numbers make torchvision's deformable convolution read outside of its memory."""
+
+    class Deformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x):
+            return deform_conv2d(x, x[:, :1].repeat(1, 18, 1, 1), self.weight, padding=1)
+
+    right(Middle(Deformed()), photo())
+    right(Middle(Deformed()), photo(), method="full")
 
 
 def test_answers_agree_up_to_rounding_of_their_type_and_of_what_changes():
