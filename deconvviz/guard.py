@@ -159,8 +159,13 @@ def _opaque(module: nn.Module) -> str | None:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse a model that has a NaN or an infinity among its parameters or buffers."""
+    """Refuse a model that has a NaN or an infinity among its parameters or buffers, or no numbers at all."""
     tensors = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
+    if hollow := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+        raise ModelError(
+            f"{hollow!r} is on the meta device: it has a shape and no numbers. Give it some: model.to_empty(device='cpu') "
+            "and load_state_dict."
+        )
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
     # One pass over each without temporaries; NaN comes through. The device is waited for once.
     for name, finite in zip(tensors, _told([_finite(t) for t in tensors.values()]), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torchvision import transforms
 from torchvision.models import WeightsEnum
 from torchvision.transforms import functional as F
 
+from ..checks import is_whole
 from ..errors import DeconvvizError, ForwardError, ImageError, LayerError, OptionError, UnreadableImage
 from ..guard import check_module, placement, untouched, unwrapped
 from ..tape.arguments import bound
@@ -246,13 +247,11 @@ def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> t
             size = preprocess_for(model).size or 224
         except ImageError:
             size = 224
-    if isinstance(size, int):
-        size = size, size
-    if len(size) == 2:
-        return _channels_read(model, size[0], size[1]), size[0], size[1]
-    if len(size) == 3:
-        return size[0], size[1], size[2]
-    raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")
+    sides: list[Any] = [size, size] if is_whole(size) else list(size) if isinstance(size, Iterable) else []
+    if len(sides) not in (2, 3) or not all(is_whole(side) and side > 0 for side in sides):
+        raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")
+    *channels, height, width = map(int, sides)
+    return channels[0] if channels else _channels_read(model, height, width), height, width
 
 
 def _channels_read(model: nn.Module, height: int, width: int) -> int:

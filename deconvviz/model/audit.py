@@ -18,6 +18,7 @@ from ..rules.kinds import AUDITED
 from ..rules.table import Saving, find
 from ..tape.operations import Op, Tape
 from ..tape.record import record
+from .survey import names_input_size
 from .switches import switches_below
 
 
@@ -109,7 +110,7 @@ def audit(
         image = torch.zeros(1, *find_input_size(model, input_size))
     else:
         image = open_images(model, images, preprocess).take([0])
-    with untouched(model) as network:
+    with untouched(model) as network, names_input_size(input_size if images is None else image):
         tape = record(network, image.to(device, dtype), saver=Saving())
     counts: dict[AuditRow, int] = {}
     deepest: dict[AuditRow, int] = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ImageError, LayerError, ModelError
+from ..errors import ForwardError, ImageError, LayerError, ModelError
 from ..guard import check_weights, placement, untouched
 from ..images.preprocess import input_size as find_input_size
 from ..rules.kinds import BETWEEN_CONV_AND_RELU, LAYERS, NUMBERED, Kind
@@ -48,9 +49,21 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
     """
     size = find_input_size(model, input_size)
     device, dtype = placement(model)
-    with untouched(model) as network:
-        check_weights(network)
+    with untouched(model) as network, names_input_size(input_size):
+        if device.type != "meta":  # where a model has shapes and no numbers, which is all that a table needs
+            check_weights(network)
         return LayerTable(survey(network, torch.zeros(1, *size, device=device, dtype=dtype)), size)
+
+
+@contextlib.contextmanager
+def names_input_size(given: object) -> Iterator[None]:
+    """Let a model that fails on a blank image of a size that nobody gave say how to give one."""
+    try:
+        yield
+    except ForwardError as error:
+        if given is not None:
+            raise
+        raise ForwardError(f"{error} Its size was not given: input_size=28, (28, 32) or (1, 28, 32).") from error
 
 
 def resolve(model: nn.Module, layer: int | str, images: Tensor, saving: Saving | None = None) -> Layer:

@@ -213,7 +213,8 @@ def find(rows: Sequence[Layer], wanted: int | str) -> Layer:
     if wanted.startswith("module."):  # a name in a DataParallel or DistributedDataParallel wrapper
         return find(rows, wanted.removeprefix("module."))
     raise LayerError(
-        f"there is no layer {wanted!r} whose result is a tensor; the layers are {', '.join(r.name for r in rows)}."
+        f"there is no layer {wanted!r} whose result is a tensor; the layers are {', '.join(r.name for r in rows)}. "
+        "One that is missing did not run, or stands behind .numpy() or another library, which cannot be followed."
     )
 
 

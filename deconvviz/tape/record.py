@@ -80,11 +80,18 @@ def record(
             kind = str(images.dtype).removeprefix("torch.")
             raise ForwardError(
                 f"the model failed on images of shape {tuple(images.shape)}, {kind}: {error or type(error).__name__}. "
-                "Check that it takes images of this size and number of channels."
+                f"{_remedy(network)}"
             ) from error
         recorder.tape.output = recorder.value_of(result) if isinstance(result, Tensor) else None
     recorder.check_kept()
     return recorder.tape
+
+
+def _remedy(network: nn.Module) -> str:
+    kinds = {type(module) for module in network.modules()}
+    if kinds & {nn.Conv1d, nn.Conv3d} and nn.Conv2d not in kinds:
+        return "Images have two dimensions and its convolutions do not: such networks are not supported."
+    return "Check that it takes images of this size and number of channels."
 
 
 def record_fast(
