@@ -225,6 +225,8 @@ COMMANDS = (
             Option("--others", "images whose top patches for the same unit are shown", more={"metavar": "DIR"}),
             Option("--memory", "bytes for a batch; default: 1 GB on a CPU, half of what is free on a GPU", type=int),
             *(AMP, SEED.but(help="of --fill noise")),
+            *(option.but(help=f"{option.help}, for --others and panel (c)") for option in HOW),
+            *(option.but(help=f"{option.help}, for --others") for option in READING),
             out("occlusion.png", "the five panels: png, pdf, svg, jpg or webp"),
             Option(
                 "--overlay", "the attribution over the image", argument=None, type=picture, more={"metavar": "FILE.png"}

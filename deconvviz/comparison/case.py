@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checks import is_whole
 from ..errors import LayerError, ModelError, OptionError, UnitError
-from ..model.output import check_output
+from ..model.output import check_output, class_names, class_number
 from ..model.survey import survey
 from ..model.table import Layer, LayerTable, find
 from ..rules.kinds import MAPS, Kind
@@ -81,7 +81,7 @@ def _output_of(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def start_of(network: nn.Module, image: Tensor, target: Any) -> tuple[Start, tuple[Layer, ...]]:
+def start_of(network: nn.Module, image: Tensor, target: Any, preprocess: Any = None) -> tuple[Start, tuple[Layer, ...]]:
     """Return the number that `target` names, and the layers that run; must be called inside `untouched`."""
     rows = survey(network, image)
     if isinstance(target, tuple) and len(target) == 2:
@@ -92,8 +92,12 @@ def start_of(network: nn.Module, image: Tensor, target: Any) -> tuple[Start, tup
     classes = output.shape[1]
     if target is None:
         target = int(output[0].argmax())
+    if isinstance(target, str):
+        target = class_number(target, class_names(network, preprocess, None, classes))
     if not is_whole(target):
-        raise OptionError(f"target={target!r} has no meaning here. Give a class, (layer, unit), (layer, None) or None.")
+        raise OptionError(
+            f"target={target!r} has no meaning here. Give a class by number or name, (layer, unit), (layer, None) or None."
+        )
     unit = int(target)
     if not 0 <= unit < classes:
         raise OptionError(f"target {unit} is out of range: the model has {classes} classes, 0 to {classes - 1}.")

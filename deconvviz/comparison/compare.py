@@ -28,7 +28,7 @@ def compare_methods(
     model: nn.Module,
     image: Any,
     *,
-    target: int | tuple[int | str, int | None] | None = None,
+    target: int | str | tuple[int | str, int | None] | None = None,
     methods: Sequence[str] | None = None,
     own: Mapping[str, Own] | None = None,
     layer: int | str | None = None,
@@ -76,8 +76,8 @@ def compare_methods(
     Args:
         model: Any network that returns (N, classes), or has the target's layer; left as it was found.
         image: One image: (C, H, W) or (1, C, H, W) in the model's input space, a PIL image or a file.
-        target: A class; (layer, unit): that unit's strongest position in this image; (layer, None): the strongest unit
-            of the layer; None: the most probable class. The layer is a number or a module path.
+        target: A class, by number or name; (layer, unit): that unit's strongest position in this image; (layer,
+            None): the strongest unit of the layer; None: the most probable class. The layer is a number or a module path.
         methods: Some of "deconvnet", "guided", "gradient", "gradcam", "integrated", "occlusion"; None: all.
         own: Methods of your own: name to a function of (network, image (1, C, H, W), f), f mapping (N, C, H, W) to
             (N,), that returns (C, H, W) or (H, W).
@@ -112,7 +112,7 @@ def compare_methods(
     opened = _one(model, image, preprocess)
     occluder = {"size": size, "stride": stride}
     with torch.inference_mode(False):  # copies made in inference mode could not be changed
-        case = _case(model, opened, target, chosen, layer, occluder, steps)
+        case = _case(model, opened, target, chosen, layer, occluder, steps, preprocess)
         order = _steps(case)
         depths = stages_of(len(order), stages) if stages else []
         with tqdm(total=1 + draws * len(depths), disable=not progress, unit=" networks", desc="compare") as bar:
@@ -219,6 +219,7 @@ def _case(
     layer: int | str | None,
     occluder: Mapping[str, Any],
     steps: int,
+    preprocess: object,
 ) -> Case:
     """Copy the network, so that nothing below can touch the caller's, and find out what is to be explained."""
     check_weights(unwrapped(model))
@@ -233,7 +234,7 @@ def _case(
         if getattr(module, "inplace", False):  # captum's hooks need results that nothing overwrites
             module.inplace = False  # type: ignore[assignment]
     with untouched(network):
-        start, rows = start_of(network, image, target)
+        start, rows = start_of(network, image, target, preprocess)
     cam = cam_module(rows, start, layer) if "gradcam" in methods else None
     return Case(network, image, start, cam, occluder, steps)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..checks import is_whole, whole, wholes
 from ..guard import hash_weights, unwrapped
 from ..images import ImageSet
 from ..model.table import HEADINGS, Layer, LayerTable
@@ -79,11 +79,9 @@ def filters(found: Filters, rows: Sequence[Layer], pictures: Unfinished) -> dict
 
 def choose_images(source: ImageSet, wanted: int | Sequence[int] | None) -> list[int]:
     """Return the images to scan: as given, or the first ones of as many labels, or some spread evenly."""
-    if wanted is not None and not isinstance(wanted, int):
-        return list(dict.fromkeys(int(i) for i in wanted))
-    count = MAPS if wanted is None else wanted
-    if count < 0:
-        raise OptionError(f"occlusion={count}: give the number of images, 0 or more, or their indices.")
+    if isinstance(wanted, Iterable) and not is_whole(wanted):
+        return list(dict.fromkeys(wholes(wanted, "occlusion")))
+    count = MAPS if wanted is None else whole(wanted, "occlusion", 0)
     firsts = list({label: i for i, label in reversed(list(enumerate(source.labels or ())))}.values())
     ids = sorted(firsts) if len(firsts) >= count else list(range(len(source)))
     count = min(count, len(ids))

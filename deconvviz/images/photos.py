@@ -143,7 +143,7 @@ class Photos:
         cls, size: int | tuple[int, int], count: int | None = None, preprocess: Preprocess | None = None
     ) -> ImageSet:
         """Return at most `count` windows of `size`, or whole photos; see `samples`."""
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = map(int, size) if isinstance(size, Sequence) else (int(size), int(size))
         if min(height, width) < 1 or (count is not None and count < 1):
             raise OptionError(f"size {size} and count {count} must be at least 1.")
         if count is None and min(height, width) < _LARGE:

@@ -24,6 +24,28 @@ def check_output(output: Any) -> Tensor:
     return output
 
 
+def class_number(name: str, names: Sequence[str] | None) -> int:
+    """Return the number of a class by its name, or by one of the words between its commas; upper case is lower case.
+
+    Raises:
+        OptionError: The names are not known, or none or several fit.
+    """
+    if names is None:
+        raise OptionError(f"target={name!r}: the names of this model's classes are not known. Give the class's number.")
+    wanted = name.strip().lower()
+    spellings = [{whole.lower(), *(part.strip().lower() for part in whole.split(","))} for whole in names]
+    found = [number for number, whole in enumerate(names) if whole.lower() == wanted]
+    found = found or [number for number, words in enumerate(spellings) if wanted in words]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(f"{number} ({names[number]})" for number in found)
+        raise OptionError(f"target={name!r} is the name of several classes: {listed}. Give the number.")
+    close = difflib.get_close_matches(wanted, sorted(set().union(*spellings)), 3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise OptionError(f"target={name!r} is the name of no class of this model, which has {len(names)}.{hint}")
+
+
 def class_names(model: nn.Module, preprocess: Any, given: Sequence[str] | None, classes: int) -> tuple[str, ...] | None:
     """Return the names that were given, else those of the model's card or its weights; None if none fit."""
     if given is not None and len(given) != classes:

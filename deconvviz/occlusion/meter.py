@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checks import is_whole
 from ..errors import ModelError, OptionError, UnitError
+from ..model.output import class_number
 from ..model.table import Layer
 
 # (output (b, classes), response (b, U, h, w) or None) -> (b,)
@@ -20,7 +21,7 @@ Function = Callable[[Tensor, "Tensor | None"], Tensor]
 
 @dataclass(frozen=True)
 class Target:
-    """A class by number, or a scalar function of the output or of a layer, with its name."""
+    """A class by number or name, or a scalar function of the output or of a layer, with its name."""
 
     name: int | str
     function: Function | None = None
@@ -50,10 +51,15 @@ class Targets:
             raise OptionError(f"one layer can be measured in one scan, got {', '.join(map(repr, layers))}.")
         return cls(tuple(map(_one, wanted)), several, next(iter(layers), None))
 
-    def resolved(self, output: Tensor, layer: Layer | None) -> list[Target]:
-        """Return the targets for an unoccluded output (1, classes), after checking them."""
+    def resolved(self, output: Tensor, layer: Layer | None, names: Sequence[str] | None) -> list[Target]:
+        """Return the targets for an unoccluded output (1, classes), after checking them; classes go by their numbers."""
         classes = output.shape[1]
-        targets = self.given or (Target(int(output[0].argmax())),)
+        targets = [
+            Target(class_number(target.name, names))
+            if isinstance(target.name, str) and target.function is None
+            else target
+            for target in self.given or (Target(int(output[0].argmax())),)
+        ]
         for target in targets:
             if target.function is None and classes < 2:
                 raise ModelError(
@@ -67,12 +73,14 @@ class Targets:
             unit = getattr(target.function, "unit", None)
             if unit is not None and layer is not None and not 0 <= unit < layer.units:
                 raise UnitError(f"unit {unit} is out of range: layer {layer.name!r} has units 0 to {layer.units - 1}.")
-        return list(targets)
+        return targets
 
 
 def _one(target: Any) -> Target:
     if is_whole(target):
         return Target(int(target))
+    if isinstance(target, str):
+        return Target(target)
     if callable(target):
         return Target(getattr(target, "__name__", type(target).__name__), lambda output, _: target(output))
     if isinstance(target, tuple) and len(target) == 2 and is_whole(target[1]):
@@ -82,7 +90,8 @@ def _one(target: Any) -> Target:
         name = getattr(target[1], "__name__", type(target[1]).__name__)
         return Target(f"{name} of layer {target[0]}", lambda _, response: target[1](response))
     raise OptionError(
-        f"target={target!r} has no meaning here. Give a class, a function of the output (b, classes) -> (b,), "
+        f"target={target!r} has no meaning here. Give a class by number or name, a function of the output "
+        "(b, classes) -> (b,), "
         "(layer, unit), (layer, function of its response (b, units, h, w)), a list of these, or None."
     )
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
 from PIL import Image
@@ -29,9 +29,44 @@ from .occluder import Occluder, grid, of_masks
 from .result import Occlusion
 from .scan import Scan, Settings
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 TOP = 4  # patches from other images
 
 
+class Options(TypedDict, total=False):
+    """What `occlude` takes beside the model and the image, for type checkers."""
+
+    target: Any
+    layer: int | str | None
+    size: int | tuple[int, int] | None
+    stride: int | tuple[int, int] | None
+    fill: Any
+    masks: Any
+    edge: str
+    method: str | None
+    preprocess: Any
+    memory: int | None
+    dtype: torch.dtype | None
+    refine: int | None
+    others: Any
+    class_names: Sequence[str] | None
+    rule: str
+    lrn: str
+    allow_gradient: bool
+    batch_size: int | None
+    workers: int
+    progress: bool
+    seed: int
+
+
+@overload
+def occlude(model: nn.Module, image: Image.Image, **options: Unpack[Options]) -> Occlusion: ...
+@overload
+def occlude(model: nn.Module, image: list[Any], **options: Unpack[Options]) -> list[Occlusion]: ...
+@overload
+def occlude(model: nn.Module, image: Any, **options: Unpack[Options]) -> Any: ...
 def occlude(
     model: nn.Module,
     image: Any,
@@ -50,9 +85,14 @@ def occlude(
     refine: int | None = None,
     others: Any = None,
     class_names: Sequence[str] | None = None,
+    rule: str = "deconvnet",
+    lrn: str = "pass",
+    allow_gradient: bool = False,
+    batch_size: int | None = None,
+    workers: int = 0,
     progress: bool = True,
     seed: int = 0,
-) -> Occlusion | Any:
+) -> Any:
     """Slide an occluder over an image and measure at each position what the network makes of the rest.
 
     Example:
@@ -71,7 +111,7 @@ def occlude(
         model: Any network that returns (N, classes).
         image: (C, H, W) or (N, C, H, W) in the model's input space, a PIL image, a file, a folder, or anything else
             `deconvviz.project` takes.
-        target: A class (an int, numpy's or a tensor's); a function of the output, (b, classes) to (b,); (layer, unit)
+        target: A class, by number or name; a function of the output, (b, classes) to (b,); (layer, unit)
             for a unit's summed map; (layer, function of its response (b, units, h, w)); a list of these, measured at
             once; or None, the class that is most probable in the unoccluded image.
         layer: Number or module path of the layer whose strongest map is followed, strongest by its sum over the
@@ -95,6 +135,11 @@ def occlude(
             range or in label; the rest is interpolated, `measured` is False there.
         others: Images whose top patches for the same unit are shown beside its projection.
         class_names: One per class; None takes those of the zoo's card or torchvision's weights.
+        rule: "deconvnet", "guided" or "backprop", of the projections beside the maps; see `project`.
+        lrn: "pass" or "gradient", see `project`.
+        allow_gradient: Project through operations without a rule as well.
+        batch_size: How many of the `others` go through at once; None: see `project`. Occluded images: see `memory`.
+        workers: Processes that read the `others`.
         progress: Whether to show a bar with the rate.
         seed: Of the noise.
 
@@ -115,11 +160,13 @@ def occlude(
     check_weights(unwrapped(model))
     source, single = _open(model, image, preprocess)
     filling = Filling(fill, model, source, preprocess, seed)
+    rules.Saving(rule, lrn, allow_gradient)  # what has no meaning is refused before the scan
+    how = {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient, "batch_size": batch_size, "workers": workers}
     results = []
     for i in range(len(source)):
         taken = source.take([i])
         occluder = _place(masks, taken, size, stride, edge)
-        task = _Task(model, taken, occluder, filling, targets, settings, class_names, others, preprocess)
+        task = _Task(model, taken, occluder, filling, targets, settings, class_names, others, preprocess, how)
         results.append(task.run("occlude" if len(source) == 1 else f"occlude {i + 1}/{len(source)}"))
     return results[0] if single else results
 
@@ -162,6 +209,7 @@ class _Task:
     names: Sequence[str] | None
     others: Any
     preprocess: Any
+    how: dict[str, Any]  # of the projections
 
     def run(self, title: str) -> Occlusion:
         """Scan the image."""
@@ -174,12 +222,12 @@ class _Task:
             tape = record_fast(network, image, keep=None, saver=rules.Saving())
             layer = self._layer(tape)
             usual = recorded_answer(tape, layer)
-            meter = exact = self._meter(usual, layer)
+            names = class_names(self.model, self.preprocess, self.names, check_output(usual.output).shape[1])
+            meter = exact = self._meter(usual, layer, names)
             if dice.rolled():
                 check_repeats(Pass(network, tape, layer, None), usual, TRIALS)
             if self.settings.dtype is not None:
-                meter = self._meter(Pass(network, tape, layer, self.settings.dtype).usual(), layer)
-            names = class_names(self.model, self.preprocess, self.names, meter.classes)
+                meter = self._meter(Pass(network, tape, layer, self.settings.dtype).usual(), layer, names)
             shown = self._projections(tape, layer, meter.unit)  # it may refuse, and the scan is long
             scan = Scan(network, tape, fill.to(image), self.occluder, layer, self.settings)
             found = scan.run(meter, title)
@@ -196,8 +244,8 @@ class _Task:
         numbered = LayerTable(rows, (0, 0, 0)).numbered
         return numbered[-1] if numbered else None
 
-    def _meter(self, usual: Answer, layer: Layer | None) -> Meter:
-        targets = self.targets.resolved(check_output(usual.output), layer)
+    def _meter(self, usual: Answer, layer: Layer | None, names: Sequence[str] | None) -> Meter:
+        targets = self.targets.resolved(check_output(usual.output), layer, names)
         unit = None if usual.response is None else int(usual.response[0].sum((1, 2)).argmax())
         return Meter(targets, unit, usual.output, usual.response)
 
@@ -205,15 +253,19 @@ class _Task:
         """Return the fields for panel (c)."""
         if layer is None or unit is None:
             return {}
-        from ..projection.deconv import carry_back
+        from ..projection.deconv import carry_back, deconv
         from ..projection.project import project
 
-        how = {"layer": layer.name, "preprocess": self.preprocess}
+        how = {"layer": layer.name, "preprocess": self.preprocess, "progress": self.settings.progress, **self.how}
         shown: dict[str, Any] = {}
         with contextlib.suppress(UnsupportedOp):  # the maps do not need it
-            shown["projection"] = _on_cpu(carry_back(tape, layer, unit)[0])
+            if (how["rule"], how["lrn"], how["allow_gradient"]) == ("deconvnet", "pass", False):  # as it was recorded
+                projection = carry_back(tape, layer, unit)
+            else:
+                projection = deconv(self.model, self.taken, unit=unit, **how)
+            shown["projection"] = _on_cpu(projection[0])
         if self.others is not None:
-            found = project(self.model, self.others, units=[unit], top=TOP, progress=self.settings.progress, **how)
+            found = project(self.model, self.others, units=[unit], k=TOP, **how)
             shown |= {"other_patches": found.patches[0], "other_projections": found.projections[0]}
         return shown
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import whole
 from ..errors import OptionError
 from ..model.table import Layer
 from ..tape.operations import Tape
@@ -38,12 +39,12 @@ class Settings:
         """Refuse what has no meaning."""
         if self.method not in (None, "incremental", "full"):
             raise OptionError(f"method={self.method!r} has no meaning here. Give 'incremental', 'full' or None.")
-        if self.memory is not None and self.memory < 1:
-            raise OptionError(f"memory={self.memory}: give a number of bytes, at least 1.")
+        if self.memory is not None:
+            whole(self.memory, "memory", 1)
         if self.dtype not in (None, torch.bfloat16, torch.float16):
             raise OptionError(f"dtype={self.dtype}: give torch.bfloat16, torch.float16, or None for the model's own.")
-        if self.refine is not None and (not isinstance(self.refine, int) or self.refine < 2):
-            raise OptionError(f"refine={self.refine!r}: give how many strides apart the coarse grid is, 2 or more.")
+        if self.refine is not None:
+            whole(self.refine, "refine", 2)  # how many strides apart the coarse grid is
 
     def budget(self, device: torch.device) -> int:
         """Return the bytes that batches may take."""

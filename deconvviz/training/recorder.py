@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import LayerError, OptionError, StoreError
+from ..checks import whole
+from ..errors import LayerError, StoreError
 from ..guard import placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..images.preprocess import Preprocess, of_card
@@ -179,9 +180,7 @@ class Recorder:
 
 
 def _check_epoch(epoch: int) -> int:
-    if not isinstance(epoch, int) or epoch < 1:
-        raise OptionError(f"epoch {epoch!r}: expected whole numbers from 1 on.")
-    return epoch
+    return whole(epoch, "epoch", 1)
 
 
 def first_filters(model: nn.Module, image: Tensor) -> Tensor:
