@@ -48,7 +48,7 @@ class Settings:
 
     def budget(self, device: torch.device) -> int:
         """Return the bytes that batches may take."""
-        return memory.budget(device) if self.memory is None else self.memory
+        return memory.budget(device) if self.memory is None else int(self.memory)
 
     def check(self, occluder: Occluder) -> None:
         """Refuse what does not go with these positions."""
@@ -105,7 +105,7 @@ class Scan:
                 why = self._measure(path, meter, None, bar)
                 maps = {name: value.unflatten(-1, (rows, cols)) for name, value in meter.measured().items()}
                 return maps, torch.ones(rows, cols, dtype=torch.bool), why
-            return self._refined(path, meter, self.settings.refine, bar)
+            return self._refined(path, meter, int(self.settings.refine), bar)
 
     def _measure(self, path: str, meter: Meter, which: Tensor | None, bar: Any) -> str:
         """Measure the positions `which` (n,), None for all, into their places; return why one by one, or ""."""

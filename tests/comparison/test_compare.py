@@ -293,7 +293,7 @@ def test_the_seed_decides_the_draws_and_draws_differ():
     ("options", "kind", "message"),
     [
         ({"target": 4}, OptionError, "target 4 is out of range: the model has 4 classes, 0 to 3"),
-        ({"target": "cat"}, OptionError, "target='cat' has no meaning here"),
+        ({"target": "cat"}, OptionError, "target='cat': the names of this model's classes are not known"),
         ({"target": True}, OptionError, "target=True has no meaning"),
         ({"target": ("relu2", 5)}, UnitError, "unit 5 is out of range: layer 'relu2' has units 0 to 4"),
         ({"target": ("nowhere", 0)}, LayerError, "there is no layer 'nowhere'"),
@@ -423,5 +423,6 @@ def test_the_command_prints_the_numbers_and_writes_both_pictures(tmp_path, capsy
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
     assert cli.main([*asked, "--target", "3", "--methods", "deconvnet,none"]) == 2
     assert "expected some of deconvnet" in capsys.readouterr().err
-    assert cli.main([*asked, "--target", "5:x"]) == 2
-    assert "Give a class, (layer, unit), (layer, None) or None" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*asked, "--target", "5:x"])
+    assert "expected a class, LAYER:UNIT, or LAYER: for its strongest" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_a_name_of_the_card_explains_the_same_class_with_every_method():
     image, options = torch.randn(1, 3, 64, 64), {"methods": ["gradient"], "stages": 0, "progress": False}
     by_name = deconvviz.compare_methods(model, image, target="goldfish", **options)
     by_number = deconvviz.compare_methods(model, image, target=0, **options)
-    assert torch.equal(by_name.maps, by_number.maps)
+    assert by_name == by_number
 
 
 @pytest.mark.parametrize("rule", ["deconvnet", "guided", "backprop"])
