@@ -340,8 +340,9 @@ def test_large_images_come_in_small_batches_on_a_cpu(images):
     model = network()
     assert engine.usual_batch_size(first_pass(model, open_images(model, images))[0], torch.device("cpu")) == 64
     model = nn.Conv2d(3, 64, 3, padding=1).eval()
-    tape, _ = first_pass(model, open_images(model, torch.zeros(1, 3, 128, 128)))
-    assert engine.usual_batch_size(tape, torch.device("cpu")) == 8  # 64 maps of 128 × 128 float32 are 4 MiB
+    for side, expected in ((32, 64), (64, 32), (128, 16), (1024, 4)):  # 64 maps of 128 × 128 float32 are 4 MiB
+        tape, _ = first_pass(model, open_images(model, torch.zeros(1, 3, side, side)))
+        assert engine.usual_batch_size(tape, torch.device("cpu")) == expected
     assert engine.usual_batch_size(tape, torch.device("cuda")) == 64
 
 
