@@ -78,6 +78,8 @@ def _project(command: Command, parsed: argparse.Namespace) -> None:
     save(result, parsed)
     if result.note:
         say(result.note, parsed)
+    for number, reason in result.skipped:
+        say(f"skipped image {number}: {reason}", parsed)
 
 
 def _deconv(command: Command, parsed: argparse.Namespace) -> None:
@@ -181,8 +183,10 @@ COMMANDS = (
                 LAYER.but(required=True),
                 UNITS,
                 K,
+                DISTINCT,
                 *HOW,
                 *READING,
+                ON_ERROR,
             ),
             SCALE,
             *(out(None, "the picture: png, pdf, svg, jpg or webp; default: layer-LAYER.png"), SAVE, QUIET),

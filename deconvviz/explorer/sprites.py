@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images.display import GRAY, inside_image, peak_of, rgb, true_colours
+from ..images.display import GRAY, in_order, inside_image, peak_of, rgb, true_colours
 from ..projection.result import Projections
 
 MOST = 112  # pixels: the longest side of a tile; larger ones are reduced
@@ -53,12 +53,12 @@ def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]
     the scale that all of the unit share: shown = 128 + (stored - 128) · contrast.
     """
     one, of_all = result.projections[row].float(), slice(row, row + 1)
-    signal, contrast = stretch(one)
+    signal, contrast = stretch(in_order(one, result.order))
     patches = result.patches[of_all].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
     inside = inside_image(result.boxes[of_all], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
     photos = true_colours(patches, inside, result.mean, result.std)
-    photos = torch.where(inside, photos, GRAY)[0]
+    photos = in_order(torch.where(inside, photos, GRAY)[0], result.order)
     # Both blocks fill whole rows: the first patch starts a row.
     missing = -len(one) % shape.columns
     gap = signal.new_full((missing, *signal.shape[1:]), GRAY)

@@ -47,6 +47,11 @@ def true_colours(
     return ((patches - low) / (high - low).clamp_min(1e-12)).nan_to_num(GRAY).clamp(0, 1)
 
 
+def in_order(tiles: torch.Tensor, order: Sequence[int] | None) -> torch.Tensor:
+    """Return tiles (…, C, h, w) with red first: `order` says which of red, green and blue each channel is."""
+    return tiles if order is None else tiles[..., [list(order).index(c) for c in range(len(order))], :, :]
+
+
 def rgb(tiles: torch.Tensor) -> torch.Tensor:
     """Return three channels; anything but gray and RGB is shown as the mean of its channels."""
     if tiles.shape[2] != 3:

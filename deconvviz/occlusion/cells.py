@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images.preprocess import Preprocess
+from ..images.inverse import Inverse
 from .result import Occlusion
 
 # The unoccluded label, then the most frequent others; muted, and apart in lightness too.
@@ -17,7 +17,7 @@ MOST_LETTERS = 26
 
 def pixels(result: Occlusion, image: Tensor) -> np.ndarray:
     """Return an image (C, H, W) of the model's input space as (H, W, 3) within 0–1."""
-    return Preprocess(None, mean=result.mean, std=result.std).invert(image).permute(1, 2, 0).numpy()
+    return Inverse(result.mean, result.std, result.order)(image).permute(1, 2, 0).numpy()
 
 
 def covered(result: Occlusion, position: int) -> tuple[Tensor, Tensor]:

@@ -93,10 +93,4 @@ _NAMED = {"gray": Filling._gray, "mean": Filling._mean, "blur": Filling._blur, "
 
 def _uniform(preprocess: Preprocess, pixels: tuple[float, ...], like: Tensor) -> Tensor:
     """Return an image of one colour, given on the 0–1 scale, in the model's input space."""
-    if preprocess.mean is not None and preprocess.std is not None:
-        values = [(p - m) / s for p, m, s in zip(pixels, preprocess.mean, preprocess.std, strict=True)]
-    else:  # only the user's own function knows: show it a picture of that colour
-        colour = tuple(round(255 * p) for p in (pixels * 3)[:3])
-        made = preprocess(Image.new("RGB", (like.shape[2], like.shape[1]), colour))
-        values = made[:, made.shape[1] // 2, made.shape[2] // 2].tolist()
-    return torch.tensor(values).to(like).view(-1, 1, 1).expand_as(like).clone()
+    return preprocess.colour(pixels).to(like).view(-1, 1, 1).expand_as(like).clone()

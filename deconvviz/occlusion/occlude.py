@@ -275,7 +275,7 @@ class _Task:
         if not self.targets.several:
             base |= {name: base[name][0] for name in ("probability", "logit")}
             maps |= {name: maps[name][0] for name in ("probability", "logit")}
-        occluder, known = self.occluder, self.filling.source.preprocess
+        occluder, seen = self.occluder, self.filling.source.preprocess.inverse
         return Occlusion(
             image=_on_cpu(self.taken[0]).clone(),
             rows=occluder.rows,
@@ -292,7 +292,8 @@ class _Task:
             layer=None if layer is None else layer.name,
             number=None if layer is None else layer.number,
             unit=meter.unit,
-            mean=known.mean and tuple(known.mean),
-            std=known.std and tuple(known.std),
+            mean=seen.mean,
+            std=seen.std,
+            order=seen.order,
             **facts,
         )

@@ -70,6 +70,7 @@ class Occlusion(Result):
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    order: tuple[int, ...] | None = None  # which of red, green and blue each channel is, where that is not their order
     file_kind = "occlusion"
     drawn_by = "occlusion"
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from skimage.util import montage
 
 from ..errors import OptionError, UnitError
-from ..images.display import GRAY, inside_image, rgb, signed, true_colours
+from ..images.display import GRAY, in_order, inside_image, rgb, signed, true_colours
 from ..projection.result import Projections
 from .style import DPI, WARNING, inches, picture, through
 
@@ -107,10 +107,12 @@ def compose(
     rows = _rows(result, units)
     grid = _Grid.of(result, len(rows), columns)
     signal = signed(result.projections[rows].float(), per="block" if scale == "unit" else "tile")
+    signal = in_order(signal, result.order)
     patches = result.patches[rows].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
     inside = inside_image(result.boxes[rows], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
     photos = torch.where(inside, true_colours(patches, inside, result.mean, result.std), GRAY)
+    photos = in_order(photos, result.order)
     silent = (result.image_ids[rows] < 0)[..., None, None, None]  # no image excites the unit that much: nothing to show
     return grid.fill(signal.masked_fill(silent, 1.0)), grid.fill(photos.masked_fill(silent, 1.0))
 

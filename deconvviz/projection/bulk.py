@@ -53,6 +53,7 @@ class Frames:
         self.shift = torch.from_numpy(layer.reach.frame_shift(places)).flatten(0, 1)
         self.shape = (*ids.shape, channels, *layer.reach.window())
         self.item_units = units[:, None].expand(ids.shape).flatten()
+        self.inputs: Tensor | None = None  # (U, K) what went into a saturating activation
 
     def beyond(self) -> Tensor:
         """How much of each item's window is outside the image: shares (B, 4) of its height and width, per side."""
@@ -85,6 +86,7 @@ class Frames:
             "image_ids": self.ids,
             "positions": self.positions,
             "boxes": self.boxes,
+            **({} if self.inputs is None else {"preactivations": self.inputs.float()}),
         }
 
 

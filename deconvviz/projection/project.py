@@ -44,6 +44,8 @@ def project(
     batch_size: int | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
+    distinct: str | None = None,
+    on_error: str = "raise",
     progress: bool = True,
 ) -> Projections:
     """Find each unit's strongest images and carry those activations back to pixels.
@@ -76,6 +78,9 @@ def project(
         workers: Processes that read images.
         out: File to stream the result to; a result over 1.5 GiB goes to a temporary file without it. A job that was
             killed goes on from the files `.name.draft…` beside it when the same call is made again.
+        distinct: "source": of each photo, file or video at most one image per unit, its strongest; "label": of each
+            label; None: every image counts.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Whether to show progress bars.
 
     Returns:
@@ -94,7 +99,7 @@ def project(
     batch_size = at_once(batch_size, source.batch_size, usual=32)
     device, dtype = placement(model)
     with contextlib.nullcontext() if out is None else Draft(out) as draft:
-        example = source.take([0]).to(device, dtype)
+        example = source.example(on_error).to(device, dtype)
         with untouched(model) as network:
             check_weights(network)
             found = resolve(network, layer, example, saving)
@@ -102,14 +107,16 @@ def project(
             _rehearse(network, found, example, saving)
         chosen = torch.tensor(found.choose(units))
         if scan is None:
-            options = {"k": k, "batch_size": batch_size, "workers": workers, "progress": progress}
+            options: dict[str, Any] = {"k": k, "batch_size": batch_size, "workers": workers, "progress": progress}
+            options |= {"distinct": distinct, "on_error": on_error}
             scan = _scan(model, source, found, draft, options)
         best = scan[next((name for name in _names(found) if name in scan), found.name)]
         if (last := int(best.image_ids.max())) >= len(source):
             raise ImageError(f"the scan counted other images: it names image {last} of {len(source)}.")
         places = best.image_ids[chosen], best.positions[chosen]
         frames = Frames(found, chosen, best.values[chosen], *places, channels=example.shape[1])
-        facts = _facts(found, source, rule)
+        frames.inputs = None if best.preactivations is None else best.preactivations[chosen]
+        facts = _facts(found, source, rule, scan.skipped)
         known = {"kind": "projections", **facts}
         if draft is None:
             arrays = allocate(frames, known)
@@ -159,11 +166,11 @@ def _scan(model: nn.Module, source: ImageSet, layer: Layer, draft: Draft | None,
         return scan_top(model, source, layers=[layer.name], out=path, **options)
 
 
-def _facts(layer: Layer, source: ImageSet, rule: str) -> dict[str, Any]:
+def _facts(layer: Layer, source: ImageSet, rule: str, skipped: tuple[tuple[int, str], ...]) -> dict[str, Any]:
     """Return the fields of the result that are no arrays."""
-    mean, std = source.preprocess.mean, source.preprocess.std
+    seen = source.preprocess.inverse
     facts = {"layer": layer.name, "number": layer.number, "rule": rule, "switches": layer.switches}
-    return facts | {"mean": mean and tuple(mean), "std": std and tuple(std)}
+    return facts | {"mean": seen.mean, "std": seen.std, "order": seen.order, "count": len(source), "skipped": skipped}
 
 
 def _key(model: nn.Module, source: ImageSet, frames: Frames, saving: rules.Saving, batch_size: int) -> str:

@@ -30,6 +30,10 @@ class Projections(Result):
     `likeness` (U,) is the mean cosine between the K projections of a unit (NaN where there are not two),
     `likeness_of_units` that between the units' mean projections; `switches` counts the max-pools below the layer. Where
     the nine of a unit are nearly one, they hardly depend on the images: `note` says so.
+    `preactivations` (U, K) is what went into the layer's activation where that has an upper end, such as ReLU6: equal
+    activations are ranked by it. A place that no image excites is empty: image id −1, `mask` false, its pictures zero.
+    `count` is how many images were looked at, `skipped` (image id, reason) those of them that could not be read, `order`
+    which of red, green and blue each channel is where that is not their order.
     `plot` draws the paper's Fig. 2, see `deconvviz.plotting.projections.draw`.
     """
 
@@ -47,6 +51,10 @@ class Projections(Result):
     std: tuple[float, ...] | None = None
     likeness: Tensor | None = None
     switches: int | None = None
+    preactivations: Tensor | None = None
+    order: tuple[int, ...] | None = None
+    count: int | None = None
+    skipped: tuple[tuple[int, str], ...] = ()
 
     file_kind = "projections"
     drawn_by = "projections"
@@ -101,7 +109,15 @@ class Projections(Result):
         """Say of which layer, how many and how large."""
         units, images = self.image_ids.shape
         height, width = self.patches.shape[-2:]
-        return f"{self.layer}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px"
+        silent = int((~self.mask.any(1)).sum())
+        seen = "these images" if self.count is None else amount(self.count, "image")
+        note = f", {amount(silent, 'unit')} with no response in {seen}" if silent else ""
+        return f"{self.layer}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px{note}"
+
+    @property
+    def mask(self) -> Tensor:
+        """(U, K) bool: whether the place holds an image that excites the unit."""
+        return self.image_ids >= 0
 
     @property
     def likeness_of_units(self) -> float:
@@ -158,5 +174,6 @@ def warn_of_likeness(likeness: Tensor, switches: int, side: int) -> str:
     )
 
 
-_ARRAYS = ("units", "activations", "image_ids", "positions", "boxes", "likeness", "patches", "projections")
-_FACTS = ("layer", "number", "rule", "switches", "mean", "std")
+_KNOWN = ("units", "activations", "preactivations", "image_ids", "positions", "boxes", "likeness")
+_ARRAYS = (*_KNOWN, "patches", "projections")
+_FACTS = ("layer", "number", "rule", "switches", "mean", "std", "order", "count", "skipped")

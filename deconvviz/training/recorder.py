@@ -157,7 +157,8 @@ class Recorder:
         chosen = self._choose_units(best)
         tracks = tuple(self._track(model, images, best, name, chosen[name], epochs) for name in best.layers)
         kept = first_filters(model, images.take([0]))[None][: len(epochs)]
-        mean, std = images.preprocess.mean, images.preprocess.std
+        seen = images.preprocess.inverse
+        mean, std = (None, None) if seen.order is not None else (seen.mean, seen.std)
         assert self._opened is not None
         return Recording(epochs, tracks, kept, len(self._opened), self._identity, str(self._way["rule"]), mean, std)
 

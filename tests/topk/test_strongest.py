@@ -6,11 +6,13 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torchvision import transforms
 
 from deconvviz import project, top
 from deconvviz.errors import OptionError
 from deconvviz.images import ImageSet, Preprocess, samples
 from deconvviz.images.sources import Tensors
+from deconvviz.plotting.projections import compose
 from deconvviz.topk.result import TopK
 
 PIXELS = Preprocess((8, 8), 8, (0.0,) * 3, (1.0,) * 3)
@@ -285,3 +287,53 @@ def test_distinct_that_has_no_meaning():
         top(Ending(nn.ReLU()), images(), layers="activation", distinct="photo", progress=False)
     with pytest.raises(OptionError, match=r"distinct='label': the images come without labels"):
         top(Ending(nn.ReLU()), images(), layers="activation", distinct="label", progress=False)
+
+
+# ---- what project makes of it
+
+
+def test_projections_say_what_is_silent_what_went_in_and_what_was_skipped(tmp_path):
+    model, x = sparse()
+    result = project(model, x, layer="1", units=[0, 1, 3], k=4, progress=False)
+    assert str(result).endswith("2 units with no response in 8 images") and result.mask.sum(1).tolist() == [3, 0, 0]
+    ending = Ending(nn.ReLU6())
+    scan = top(ending, images(), layers="activation", k=4, progress=False)["activation"]
+    for out in (None, tmp_path / "file"):
+        result = project(ending, images(), layer="activation", units=[0, 3], k=4, out=out, progress=False)
+        torch.testing.assert_close(result.preactivations, scan.preactivations[[0, 3]])
+    for i in range(6):
+        values = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(values).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
+    how = {"layer": "activation", "units": [0], "k": 6, "preprocess": PIXELS, "progress": False}
+    found = project(Ending(nn.ReLU(), scale=1), tmp_path / "images", on_error="skip", **how)
+    assert [i for i, _ in found.skipped] == [0] and 0 not in found.image_ids and found.count == 6
+    found.save(tmp_path / "skipped")
+    assert type(found).load(tmp_path / "skipped") == found
+
+
+def test_projections_of_distinct_origins():
+    opened = ImageSet(Tensors(images(40)), PIXELS, origins=[i // 4 for i in range(40)])
+    found = project(
+        Ending(nn.ReLU(), scale=1), opened, layer="activation", units="all", distinct="source", progress=False
+    )
+    for row in found.image_ids.tolist():
+        assert len({i // 4 for i in row}) == len(row) == 9
+
+
+def test_pictures_of_a_transform_that_swaps_the_colours_are_in_true_colours():
+    def swap(picture):
+        return (transforms.functional.to_tensor(picture) * 255)[[2, 1, 0]] - 100
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 5, padding=2), nn.ReLU()).eval()
+    model[0].bias.data.fill_(9e3)  # every unit sees something
+    found = project(
+        model, [Image.new("RGB", (12, 12), "red")], layer="1", units=[0], k=1, preprocess=swap, progress=False
+    )
+    assert found.order == (2, 1, 0)
+    photos = compose(found)[1]
+    red = (photos[..., 0] > 0.9) & (photos[..., 1:] < 0.1).all(-1)
+    blue = (photos[..., 2] > 0.9) & (photos[..., :2] < 0.1).all(-1)
+    assert red.any() and not blue.any()
