@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import deconvviz
 from deconvviz.checks import at_once, find_device, is_whole, numbers_of, whole, wholes
 from deconvviz.errors import OptionError, UnitError
 
@@ -47,6 +48,12 @@ def test_masks_and_floats_are_no_list_of_numbers(values):
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
     with pytest.raises(OptionError, match=r"is not there. There are: .*cpu; or 'auto'"):
         find_device(name)
+
+
+def test_a_training_misses_its_device_before_the_work(tmp_path):
+    with pytest.raises(OptionError, match=r"device='cuda:99' is not there"):
+        deconvviz.train("zfnet64", tmp_path, out=tmp_path / "out", device="cuda:99", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_devices_that_are_there():

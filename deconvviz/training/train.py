@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from .. import zoo
+from ..checks import find_device
 from ..errors import ModelError, OptionError
 from ..jobs.journal import Journal
 from ..zoo import Card
@@ -85,7 +86,7 @@ def train(
         lr: the highest learning rate.
         clamp_rms: convolution filters with a larger root mean square are scaled back to it after each step.
         seed: of the first weights, the held-out images and every epoch.
-        device: "cuda" where there is one, unless given.
+        device: "cuda" where there is one, unless given; "auto": whatever accelerator there is.
         dtype: of the mixed precision: torch.bfloat16, or torch.float16 on CUDA; None: all float32.
         image_size: the input's height and width, unless the model's card says it.
         resume: continue from the checkpoint in `out`.
@@ -115,7 +116,7 @@ def train(
     Source: Zeiler & Fergus 2014, section 3 (recipe "paper"); He et al. 2016, section 4.2 ("cifar").
     """
     chosen = choose(recipe, epochs=epochs, batch_size=batch_size, lr=lr, clamp_rms=clamp_rms)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     amp = autocast_dtype(dtype, place)
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
