@@ -22,11 +22,16 @@ TRIALS = 3  # more passes of a model that draws random numbers
 def agree(found: Answer, expected: Answer, usual: Answer, dtype: torch.dtype | None = None) -> bool:
     """Whether two answers are the same up to rounding; `usual` is the one for the unoccluded image."""
     pairs = [(found.output, expected.output, usual.output), (found.response, expected.response, usual.response)]
-    return all(_close(a, b, c, dtype) for a, b, c in pairs if a is not None and b is not None and c is not None)
+    return all(close(a, b, c, dtype) for a, b, c in pairs if a is not None and b is not None and c is not None)
 
 
-def _close(found: Tensor, expected: Tensor, usual: Tensor, dtype: torch.dtype | None) -> bool:
-    """Compare by the type's eps, and by what the occluder changes: a map of small changes must be right, too."""
+def close(
+    found: Tensor, expected: Tensor, usual: Tensor, dtype: torch.dtype | None = None, among: Tensor | None = None
+) -> bool:
+    """Compare by the type's eps, and by what the occluder changes: a map of small changes must be right, too.
+
+    `among` are the numbers that these are some of, whose largest says how much is rounded.
+    """
     types = {x.dtype for x in (found, expected)} | {dtype or found.dtype}
     eps = max(torch.finfo(t).eps for t in types)
     a, b, c = (x.detach().cpu().double() for x in (found, expected, usual))
@@ -35,7 +40,8 @@ def _close(found: Tensor, expected: Tensor, usual: Tensor, dtype: torch.dtype | 
     change = (b - c).abs().nan_to_num(0, 0, 0)  # of the usual answer, which is one row
     if not len(finite):
         return bool(same.all())
-    allowed = ROUNDING * eps * float(finite.abs().max()) + eps**0.5 * float(change.max())
+    largest = float((finite if among is None else among).abs().max())
+    allowed = ROUNDING * eps * largest + eps**0.5 * float(change.max())
     return bool((same | ((a - b).abs() <= allowed)).all())
 
 

@@ -52,7 +52,7 @@ def run_boxes(
     """
     image = tape.kept[0]
     with torch.autocast(image.device.type, dtype, enabled=dtype not in (None, image.dtype)):
-        runner = _Runner(Plan.of(tape, layer, boxes), layer, fill, memory, exact=dtype in (None, image.dtype))
+        runner = Runner(Plan.of(tape, layer, boxes), layer, fill, memory, exact=dtype in (None, image.dtype))
         # The network's own precision is that of the scan: the autocast above holds for it, too.
         confirmation = Confirmation(Pass(network, tape, layer, None), recorded_answer(tape, layer), dtype)
         middle = runner.plan.boxes[len(boxes) // 2]
@@ -64,7 +64,7 @@ def run_boxes(
         confirmation.check(answer, runner.occluded(runner.plan.boxes[changed]))
 
 
-class _Runner:
+class Runner:
     """Computes what a plan says."""
 
     def __init__(self, plan: Plan, layer: Layer | None, fill: Tensor, memory: int, *, exact: bool) -> None:
@@ -82,7 +82,7 @@ class _Runner:
         waiting: list[tuple[Tensor, dict[int, Tensor], Tensor | None]] = []
         limit = len(self.plan.boxes)
         for group in self.plan.groups():
-            fits = min(self._most(self.plan.boxes[group]), self.large.most, limit)
+            fits = min(self.most(self.plan.boxes[group]), self.large.most, limit)
             small = Portions(fits)
             for early in small.run(self._early, group):
                 if waiting and sum(len(w[0]) for w in waiting) + len(early[0]) > self.large.most:
@@ -98,9 +98,9 @@ class _Runner:
         part = self.windows(box.expand(3, 4))
         parts = {0: Part(between_strangers(part.data[1:2]), part.window)}
         windows = self.plan.windows(box.expand(3, 4))
-        response = self._advance(parts, 0, self.plan.cut, windows)
+        response = self.advance(parts, 0, self.plan.cut, windows)
         whole = {v: Part(self.kept.whole(v, parts[v])) for v in self.plan.crossing}
-        late = self._advance(whole, self.plan.cut, len(self.plan.steps), {})
+        late = self.advance(whole, self.plan.cut, len(self.plan.steps), {})
         response = late if response is None else response
         return Answer(self._output(whole)[1:2], None if response is None else response[1:2])
 
@@ -122,7 +122,7 @@ class _Runner:
         cover = self.fill.flatten(1)[:, row[:, :, None] * width + col[:, None, :]].movedim(0, 1).to(data.dtype)
         return Part(torch.where(inside, cover, data), window)
 
-    def _most(self, boxes: Tensor) -> int:
+    def most(self, boxes: Tensor) -> int:
         """How many positions of a group fit into one batch of windows."""
         size, largest = self.tape.kept[0].element_size(), self.plan.largest(boxes)
         room = min(self.memory / 4, WINDOW_BYTES) if self.fill.device.type == "cpu" else self.memory / 8
@@ -131,7 +131,7 @@ class _Runner:
     def _early(self, positions: Tensor) -> tuple[Tensor, dict[int, Tensor], Tensor | None]:
         boxes = self.plan.boxes[positions]
         parts = {0: self.windows(boxes)}
-        response = self._advance(parts, 0, self.plan.cut, self.plan.windows(boxes))
+        response = self.advance(parts, 0, self.plan.cut, self.plan.windows(boxes))
         return positions, {v: self.kept.whole(v, parts[v]) for v in self.plan.crossing}, response
 
     def _late(
@@ -145,7 +145,7 @@ class _Runner:
         def finish(rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             where = slice(int(rows[0]), int(rows[-1]) + 1)
             parts = {v: Part(head[where]) for v, head in heads.items()}
-            late = self._advance(parts, self.plan.cut, len(self.plan.steps), {})
+            late = self.advance(parts, self.plan.cut, len(self.plan.steps), {})
             return positions[where], self._output(parts), late if responses is None else responses[where]
 
         yield from self.large.run(finish, torch.arange(len(positions)))
@@ -154,7 +154,7 @@ class _Runner:
         assert self.tape.output is not None
         return self.kept.whole(self.tape.output, parts[self.tape.output])
 
-    def _advance(
+    def advance(
         self, parts: dict[int, Part], start: int, stop: int, windows: dict[int, Window | None]
     ) -> Tensor | None:
         """Run steps `start` to `stop` on `parts`; return the layer's response if it came by."""
