@@ -6,13 +6,12 @@ An occluder changes a pyramid the other way round. What is computed again is whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..model.survey import held
 from ..model.table import Layer
 from ..tape.operations import Tape
 from ..tape.record import record
@@ -20,9 +19,11 @@ from .confirm import close
 from .incremental import Runner
 from .memory import MOST_ELEMENTS, Portions
 from .plan import COVER, FULL, Plan, Step, Unbatched, Way
-from .windows import Part, Place, Window
+from .windows import Place, Window
 
-# (positions (b,), activations (b, units)): what each box leaves of all units at its position of the layer
+MOST_IMAGES = 32  # that run in full at once: more are no faster
+
+# (numbers of boxes (b,), activations (b, units)): what each box leaves of all units at its position of the layer
 Receive = Callable[[Tensor, Tensor], None]
 
 
@@ -132,94 +133,23 @@ def run_focused(
     Raises:
         Unbatched: The network cannot be followed for several images at once, or does otherwise than was recorded.
     """
+    if not len(boxes):
+        return
     runner = Runner(Focus.on(tape, layer, boxes, goals), None, fill, memory, exact=True)
-    confirm = _Confirm(network, tape, layer, runner)
-    middle = boxes[len(boxes) // 2 :][:1]
-    confirm.check(middle, _activations(runner, layer, middle.expand(3, 5), strangers=True)[1])
-    most = _Most()
-    for positions, found in _run(runner, layer):
-        most.look(positions, (found - confirm.usual(boxes[positions])).abs().amax(1), found)
-        receive(positions, found)
-    if most.found is not None:
-        confirm.check(boxes[most.position][None], most.found)
-
-
-def _run(runner: Runner, layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
-    plan = runner.plan
-    for group in plan.groups():
-        portions = Portions(runner.most(plan.boxes[group]))
-        yield from portions.run(lambda some: (some, _activations(runner, layer, plan.boxes[some])), group)
-
-
-def _activations(runner: Runner, layer: Layer, boxes: Tensor, *, strangers: bool = False) -> Tensor:
-    """Return the activations (B, units) at the boxes' goals; `strangers`: all but the second are no numbers."""
-    plan = runner.plan
-    assert isinstance(plan, Focus)
-    parts = {0: runner.windows(boxes[:, :4])}
-    if strangers:
-        parts[0].data[0::2] = torch.nan
-    runner.advance(parts, 0, len(plan.steps), plan.windows(boxes))
-    return at_goals(runner, parts[layer.value], layer, plan.goals[boxes[:, 4]])
-
-
-def at_goals(runner: Runner, part: Part, layer: Layer, goals: Tensor) -> Tensor:
-    """Return the activations (B, units) of a part at positions (B, 2) of the layer."""
-    item = torch.arange(len(goals), device=part.data.device)
-    rows, cols = goals.unbind(1)
-    if part.window is not None and layer.reach.dims == (2, 3) and part.data.dim() == 4:
-        rows, cols = rows - part.window.rows.start, cols - part.window.cols.start
-        return part.data[item, :, rows.to(item.device), cols.to(item.device)]
-    whole = layer.maps(runner.kept.whole(layer.value, part))
-    return whole[item, :, rows.to(item.device), cols.to(item.device)]
-
-
-class _Most:
-    """The position whose activations changed most."""
-
-    def __init__(self) -> None:
-        self.position, self.change = 0, -1.0
-        self.found: Tensor | None = None
-
-    def look(self, positions: Tensor, changes: Tensor, found: Tensor) -> None:
-        """Remember the largest of some changes (b,)."""
-        change, where = changes.max(0)
-        if float(change) > self.change:
-            self.change, self.position, self.found = float(change), int(positions[where]), found[where]
-
-
-class _Confirm:
-    """Asks the network itself about one occluded image, and refuses another answer."""
-
-    def __init__(self, network: nn.Module, tape: Tape, layer: Layer, runner: Runner) -> None:
-        self.network, self.layer, self.runner = network, layer, runner
-        self.maps = layer.maps(tape.kept[layer.value])[0]  # unoccluded (units, height, width)
-
-    def usual(self, boxes: Tensor) -> Tensor:
-        """Return the unoccluded activations (B, units) at the boxes' goals."""
-        plan = self.runner.plan
-        assert isinstance(plan, Focus)
-        rows, cols = plan.goals[boxes[:, 4]].to(self.maps.device).unbind(1)
-        return self.maps[:, rows, cols].T
-
-    def check(self, box: Tensor, found: Tensor) -> None:
-        """Compare the activations (units,) found for one box (1, 5)."""
-        plan = self.runner.plan
-        assert isinstance(plan, Focus)
-        image = self.runner.kept.whole(0, self.runner.windows(box[:, :4]))
-        maps = self.layer.maps(
-            held(record(self.network, image, until=self.layer.value, keep=[self.layer.value]), self.layer)
-        )
-        row, col = plan.goals[box[0, 4]].tolist()
-        if not close(found, maps[0, :, row, col], self.usual(box)[0], among=self.maps):
-            raise Unbatched(
-                "the layer's response to an image depends on the other images of its batch, or on more than its "
-                f"input, such as a number that it takes out of the data. {FULL}"
-            )
+    asked = _Asked(network, tape, fill, boxes, goals, layer)
+    middle = len(boxes) // 2
+    asked.confirm(middle, _activations(runner, layer, boxes[[middle] * 3], strangers=True)[1])
+    for group in runner.plan.groups():
+        portions = Portions(runner.most(boxes[group]))
+        for numbers, found in portions.run(lambda some: (some, _activations(runner, layer, boxes[some])), group):
+            asked.watch(numbers, found)
+            receive(numbers, found)
+    asked.confirm_most()
 
 
 def run_full(
     network: nn.Module,
-    image: Tensor,
+    tape: Tape,
     fill: Tensor,
     boxes: Tensor,
     goals: Tensor,
@@ -232,20 +162,84 @@ def run_full(
     """Do what `run_focused` does by running the network up to the layer on every occluded image: the oracle.
 
     `alone` runs the images one by one, where those of a batch see each other.
+
+    Raises:
+        Unbatched: They do, and `alone` was not asked for.
     """
-    y, x = (torch.arange(n, device=image.device) for n in image.shape[-2:])
-
-    def measure(positions: Tensor) -> None:
-        top, left, bottom, right = (edge[:, None] for edge in boxes[positions, :4].to(image.device).unbind(1))
-        inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
-        covered = torch.where(inside, fill, image)
-        tape = record(network, covered, until=layer.value, keep=[layer.value])
-        rows, cols = goals[boxes[positions, 4]].to(image.device).unbind(1)
-        item = torch.arange(len(positions), device=image.device)
-        receive(positions, layer.maps(held(tape, layer))[item, :, rows, cols])
-
-    tape = record(network, image, until=layer.value)
+    asked = _Asked(network, tape, fill, boxes, goals, layer)
     largest = max(shape.numel() for shape in tape.shapes)
-    most = min(memory // (4 * largest * image.element_size()), MOST_ELEMENTS // largest, 32)
-    for _ in Portions(1 if alone else max(1, most)).run(measure, torch.arange(len(boxes))):
-        pass
+    most = min(memory // (4 * largest * fill.element_size()), MOST_ELEMENTS // largest, MOST_IMAGES)
+    portions = Portions(1 if alone else max(1, most))
+    for numbers, found in portions.run(lambda some: (some, asked.network_on(some)), torch.arange(len(boxes))):
+        asked.watch(numbers, found)
+        receive(numbers, found)
+    if not alone:
+        asked.confirm_most()
+
+
+def _activations(runner: Runner, layer: Layer, boxes: Tensor, *, strangers: bool = False) -> Tensor:
+    """Return the activations (B, units) at the boxes' goals; `strangers`: all but the second are no numbers."""
+    plan = runner.plan
+    assert isinstance(plan, Focus)
+    parts = {0: runner.windows(boxes[:, :4])}
+    if strangers:
+        parts[0].data[0::2] = torch.nan
+    runner.advance(parts, 0, len(plan.steps), plan.windows(boxes))
+    part, goals = parts[layer.value], plan.goals[boxes[:, 4]]
+    if part.window is not None and layer.reach.dims == (2, 3) and part.data.dim() == 4:
+        corner = torch.stack([part.window.rows.start, part.window.cols.start], 1)
+        return _pick(part.data, goals - corner)
+    return _pick(layer.as_maps(runner.kept.whole(layer.value, part)), goals)
+
+
+def _pick(maps: Tensor, places: Tensor) -> Tensor:
+    """Return (B, units): each map's numbers at its own place (B, 2)."""
+    rows, cols = places.to(maps.device).unbind(1)
+    return maps[torch.arange(len(maps), device=maps.device), :, rows, cols]
+
+
+class _Asked:
+    """What is covered, what the network itself makes of it, and whether that is what was found."""
+
+    def __init__(
+        self, network: nn.Module, tape: Tape, fill: Tensor, boxes: Tensor, goals: Tensor, layer: Layer
+    ) -> None:
+        self.network, self.image, self.fill = network, tape.kept[0], fill
+        self.boxes, self.goals, self.layer = boxes, goals, layer
+        self.usual = layer.as_maps(layer.response_in(tape))  # (1, units, height, width)
+        self.most: tuple[float, int, Tensor] | None = None
+
+    def network_on(self, numbers: Tensor) -> Tensor:
+        """Return the activations (b, units) that the network has for the covered images of these boxes."""
+        y, x = (torch.arange(n, device=self.image.device) for n in self.image.shape[-2:])
+        edges = self.boxes[numbers, :4].to(self.image.device)
+        top, left, bottom, right = (edge[:, None] for edge in edges.unbind(1))
+        inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
+        covered = torch.where(inside, self.fill, self.image)
+        tape = record(self.network, covered, until=self.layer.value, keep=[self.layer.value])
+        return _pick(self.layer.as_maps(self.layer.response_in(tape)), self.goals[self.boxes[numbers, 4]])
+
+    def watch(self, numbers: Tensor, found: Tensor) -> None:
+        """Remember the box that changes most."""
+        changes = (found - self._usual_at(numbers)).abs().amax(1)
+        change, where = changes.max(0)
+        if self.most is None or not float(change) <= self.most[0]:
+            self.most = float(change), int(numbers[int(where)]), found[where]
+
+    def confirm_most(self) -> None:
+        """Ask the network itself about the box that changes most."""
+        if self.most is not None:
+            self.confirm(*self.most[1:])
+
+    def confirm(self, number: int, found: Tensor) -> None:
+        """Ask the network itself about one box, alone, and refuse another answer (units,)."""
+        one = torch.tensor([number])
+        if not close(found, self.network_on(one)[0], self._usual_at(one)[0], among=self.usual):
+            raise Unbatched(
+                "the layer's response to an image depends on the other images of its batch, or on more than its "
+                f"input, such as a number that it takes out of the data. {FULL}"
+            )
+
+    def _usual_at(self, numbers: Tensor) -> Tensor:
+        rows, cols = self.goals[self.boxes[numbers, 4]].to(self.usual.device).unbind(1)
+        return self.usual[0, :, rows, cols].T

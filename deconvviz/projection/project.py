@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import at_once, is_whole, whole
-from ..errors import ImageError, OptionError, StoreError
-from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
+from ..checks import at_once
+from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft
 from ..jobs.runner import Memory
@@ -23,10 +21,10 @@ from ..rules import table as rules
 from ..rules.signals import Items
 from ..tape.record import record
 from ..topk.result import TopK
-from ..topk.scan import top as scan_top
-from .bulk import Frames, allocate, fill
+from .bulk import allocate, fill
 from .deconvnet import begin, carry
 from .result import Projections, likeness
+from .strongest import find_frames, hash_job, images_per_unit
 
 
 def project(
@@ -94,7 +92,7 @@ def project(
         Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1, Fig. 2.
     """
     saving = rules.Saving(rule, lrn, allow_gradient)
-    k, scan = _images_per_unit(k, top)
+    k, scan = images_per_unit(k, top)
     source = open_images(model, images, preprocess)
     batch_size = at_once(batch_size, source.batch_size, usual=32)
     device, dtype = placement(model)
@@ -106,22 +104,20 @@ def project(
             # Before the long scan: refuse an operation without a rule now.
             _rehearse(network, found, example, saving)
         chosen = torch.tensor(found.choose(units))
-        if scan is None:
-            options: dict[str, Any] = {"k": k, "batch_size": batch_size, "workers": workers, "progress": progress}
-            options |= {"distinct": distinct, "on_error": on_error}
-            scan = _scan(model, source, found, draft, options)
-        best = scan[next((name for name in _names(found) if name in scan), found.name)]
-        if (last := int(best.image_ids.max())) >= len(source):
-            raise ImageError(f"the scan counted other images: it names image {last} of {len(source)}.")
-        places = best.image_ids[chosen], best.positions[chosen]
-        frames = Frames(found, chosen, best.values[chosen], *places, channels=example.shape[1])
-        frames.inputs = None if best.preactivations is None else best.preactivations[chosen]
+        frames, scan = find_frames(
+            *(model, source, found, chosen, scan or k, draft),
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            distinct=distinct,
+            on_error=on_error,
+        )
         facts = _facts(found, source, rule, scan.skipped)
         known = {"kind": "projections", **facts}
         if draft is None:
             arrays = allocate(frames, known)
         else:
-            key = _key(model, source, frames, saving, batch_size)
+            key = hash_job(model, source, frames, saving, batch_size)
             arrays = draft.open(key, frames.fields(), known, frames.arrays())
         with untouched(model) as network:
             fill(network, source, frames, arrays, draft or Memory(), saving, batch_size, progress)
@@ -134,54 +130,11 @@ def project(
     return Projections(**fields)
 
 
-def _images_per_unit(k: Any, top: Any) -> tuple[int, TopK | None]:
-    """Return the number of images per unit, and the scan where one was given."""
-    if isinstance(top, TopK):
-        if k not in (9, top.k):
-            raise OptionError(f"k={k!r}, but the scan in top= holds {top.k} images per unit. Leave k out.")
-        return top.k, top
-    if top is None:
-        return whole(k, "k", 1), None
-    if not is_whole(top):
-        raise OptionError(f"top={top!r}: expected a TopK, from deconvviz.top. The number of images per unit is k=.")
-    return whole(top, "top", 1), None
-
-
-def _names(layer: Layer) -> Iterator[int | str]:
-    """Go through all that a layer may be called in a `TopK`."""
-    yield from (layer.name, *layer.aliases)
-    if layer.number is not None:
-        yield layer.number
-
-
-def _scan(model: nn.Module, source: ImageSet, layer: Layer, draft: Draft | None, options: dict[str, Any]) -> TopK:
-    """Find the strongest images; a draft keeps the scan, too, so that a killed job does not repeat it."""
-    if draft is None:
-        return scan_top(model, source, layers=[layer.name], **options)
-    path = draft.beside("scan")
-    try:
-        return scan_top(model, source, layers=[layer.name], out=path, **options)
-    except StoreError:  # that of another job
-        path.unlink(missing_ok=True)
-        return scan_top(model, source, layers=[layer.name], out=path, **options)
-
-
 def _facts(layer: Layer, source: ImageSet, rule: str, skipped: tuple[tuple[int, str], ...]) -> dict[str, Any]:
     """Return the fields of the result that are no arrays."""
     seen = source.preprocess.inverse
     facts = {"layer": layer.name, "number": layer.number, "rule": rule, "switches": layer.switches}
     return facts | {"mean": seen.mean, "std": seen.std, "order": seen.order, "count": len(source), "skipped": skipped}
-
-
-def _key(model: nn.Module, source: ImageSet, frames: Frames, saving: rules.Saving, batch_size: int) -> str:
-    """Hash all that the projections depend on."""
-    digest = hashlib.blake2b(digest_size=16)
-    what = (frames.layer.name, frames.shape, saving, batch_size, *placement(model), source.fingerprint())
-    digest.update(repr(what).encode())
-    for array in (frames.units, frames.values, frames.ids, frames.positions):
-        digest.update(array.contiguous().flatten().view(torch.uint8).numpy().data)
-    hash_weights(unwrapped(model), digest)
-    return digest.hexdigest()
 
 
 def _rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> None:

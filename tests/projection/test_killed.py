@@ -159,7 +159,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(place, message
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(
-        sys.modules["deconvviz.projection.project"], "scan_top", lambda *_, **__: pytest.fail("scanned")
+        sys.modules["deconvviz.projection.strongest"], "scan_top", lambda *_, **__: pytest.fail("scanned")
     )
     with pytest.raises(StoreError, match=f"cannot write .*{message}"):
         call(tmp_path / place, model())

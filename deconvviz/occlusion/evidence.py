@@ -1,0 +1,281 @@
+"""evidence: which part of each of a unit's patches excites it, found by covering the patch place by place."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, OptionError
+from ..guard import check_weights, placement, untouched
+from ..images import Images, ImageSet, open_images
+from ..jobs.draft import Draft
+from ..jobs.runner import Kept, Memory, Step, run
+from ..model.survey import resolve
+from ..projection.bulk import Frames
+from ..projection.strongest import find_frames, hash_job, images_per_unit
+from ..rules.table import Saving
+from ..tape.record import record_fast
+from ..topk.result import TopK
+from . import memory
+from .confirm import ROUNDING
+from .field import Evidence, effective_field
+from .fill import Filling
+from .focus import run_focused, run_full
+from .occluder import Occluder, grid
+from .plan import FULL, Unbatched
+
+_log = logging.getLogger("deconvviz")
+
+
+def evidence(
+    model: nn.Module,
+    images: Images = None,
+    *,
+    layer: int | str,
+    units: Sequence[int] | str | None = None,
+    k: int = 9,
+    top: TopK | None = None,
+    size: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    fill: Any = "gray",
+    method: str | None = None,
+    preprocess: Any = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Evidence:
+    """Cover the patches that excite a unit most place by place, and measure what that takes from its activation.
+
+    Example:
+        >>> import deconvviz, torch
+        >>> model = deconvviz.zoo.create("zfnet64", weights="bundled")
+        >>> images = torch.randn(20, 3, 64, 64)
+        >>> result = deconvviz.evidence(model, images, layer=2, units=[0, 1], k=3, progress=False)
+        >>> result.maps.shape, result.patches.shape
+        (torch.Size([2, 3, 13, 13]), torch.Size([2, 3, 3, 21, 21]))
+
+    It works on any network, with max-pools or without: what is measured is the unit itself. The patches are those of
+    `project`. Only what lies inside the patch, below the unit, and within reach of the occluder is computed again
+    (`method="incremental"`, exact); `method="full"` runs the network up to the layer on every covered image.
+
+    Args:
+        model: Any network; it is left as it was.
+        images: As for `project`; None: the sample photos.
+        layer: Number or module path, see `deconvviz.layers`.
+        units: A list, "all", or None for 16 spread evenly over the layer.
+        k: How many images per unit.
+        top: A scan of the same images that holds this layer, in place of a new one; `k` is then its own.
+        size: Of the occluder in pixels, or (height, width); None: a seventh of the patch's short side.
+        stride: Pixels between its places, or (down, right); None: half the size.
+        fill: What covers, see `occlude`: "gray", "mean", "blur", "noise", a colour or another image.
+        method: "incremental", "full", or None: incremental unless the network (a transformer) cannot be followed for
+            several images at once; the result's `in_full` says where.
+        preprocess: How a picture becomes the model's input, where the model does not say.
+        batch_size: Images per forward pass of the scan; None: what a `DataLoader` says, else 64.
+        workers: Processes that read images.
+        seed: Of the noise.
+        out: File to stream the result to; a job that was killed goes on from the files `.name.draft…` beside it when
+            the same call is made again.
+        progress: Whether to show progress bars.
+
+    Returns:
+        `Evidence`: per unit its patches, the maps, and the effective field.
+
+    Raises:
+        OptionError: An occluder larger than the patch, or another option without meaning.
+        LayerError, UnitError, ImageError, ModelError, StoreError: As their names say.
+
+    Source:
+        Zhou et al., "Object Detectors Emerge in Deep Scene CNNs", ICLR 2015, section 3.2.
+    """
+    if method not in (None, "incremental", "full"):
+        raise OptionError(f"method={method!r} has no meaning here. Give 'incremental', 'full' or None.")
+    k, scan = images_per_unit(k, top)
+    source = open_images(model, images, preprocess)
+    device, dtype = placement(model)
+    with contextlib.nullcontext() if out is None else Draft(out) as draft:
+        example = source.take([0]).to(device, dtype)
+        with untouched(model) as network:
+            check_weights(network)
+            found = resolve(network, layer, example)
+        chosen = torch.tensor(found.choose(units))
+        places = grid(found.reach.window(), size, stride, "clip")
+        filling = Filling(fill, model, source, preprocess, seed)
+        fill_name = filling.on(source.take([0])[0], places.size)[1]  # refuses what has no meaning before the scan
+        frames, _ = find_frames(
+            model, source, found, chosen, scan or k, draft, batch_size=batch_size, workers=workers, progress=progress
+        )
+        facts = _facts(frames, source, places, fill_name)
+        fields = _fields(frames, places)
+        if draft is None:
+            arrays = {name: torch.zeros(shape, dtype=kind) for name, (kind, shape) in fields.items()}
+            for name, array in _known(frames, places).items():
+                arrays[name].copy_(array)
+        else:
+            key = hash_job(model, source, frames, places.size, places.stride, repr(fill), seed, method)
+            arrays = draft.open(key, fields, {"kind": Evidence.file_kind, **facts}, _known(frames, places))
+        with untouched(model) as network:
+            job = _Job(network, source, frames, places, filling, arrays, method)
+            job.run(draft or Memory(), progress)
+        _fill_fields(arrays, places, torch.finfo(dtype).eps)
+        if draft is not None:
+            draft.finish()
+    if out is not None:
+        return Evidence.load(out)
+    return Evidence.from_header(facts, arrays)
+
+
+def _facts(frames: Frames, source: ImageSet, places: Occluder, fill_name: str) -> dict[str, Any]:
+    """Return the fields of the result that are no arrays."""
+    mean, std, layer = source.preprocess.mean, source.preprocess.std, frames.layer
+    facts = {"layer": layer.name, "number": layer.number, "size": places.size, "stride": places.stride}
+    return facts | {"fill_name": fill_name, "mean": mean and tuple(mean), "std": std and tuple(std)}
+
+
+def _fields(frames: Frames, places: Occluder) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return type and shape of each array of the result."""
+    units, k = frames.shape[:2]
+    known = {name: (x.dtype, tuple(x.shape)) for name, x in _known(frames, places).items()}
+    known |= {"patches": (torch.float32, frames.shape), "maps": (torch.float32, (units, k, *places.shape))}
+    return known | {"in_full": (torch.bool, (units, k)), "field": (torch.int64, (units, 4))}
+
+
+def _known(frames: Frames, places: Occluder) -> dict[str, Tensor]:
+    """Return the arrays that are known before anything is covered."""
+    return {**frames.arrays(), "rows": places.rows, "cols": places.cols}
+
+
+# An image's number, and the numbers of the patches on it.
+Block = tuple[int, Tensor]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every image."""
+
+    network: nn.Module
+    source: ImageSet
+    frames: Frames
+    places: Occluder
+    filling: Filling
+    arrays: Mapping[str, Tensor]
+    method: str | None
+
+    def run(self, kept: Kept, progress: bool) -> None:
+        """Measure all patches, image after image."""
+        ids = self.frames.ids.flatten()
+        blocks = [(i, (ids == i).nonzero().flatten()) for i in ids.unique().tolist() if i >= 0]
+        sizes = [len(items) for _, items in blocks]
+        name = f"evidence {self.frames.layer.name}"
+        run(blocks, self._compute, kept, sizes=sizes, name=name, unit="patches", progress=progress)
+
+    def _compute(self, block: Block) -> Iterator[Step]:
+        number, items = block
+        pixels = self.source.take([number])
+        zero = torch.zeros_like(items)
+        targets = {name: self.arrays[name].flatten(0, 1) for name in ("patches", "maps", "in_full")}
+        patches = partial(self.frames.put, targets["patches"], items, pixels.cpu(), zero, zero, zero)
+        maps, in_full = self._measure(pixels, items)
+
+        def write() -> None:
+            targets["maps"][items] = maps.view(len(items), *self.places.shape)
+            targets["in_full"][items] = in_full
+
+        yield len(items), [patches, write]
+
+    def _measure(self, pixels: Tensor, items: Tensor) -> tuple[Tensor, bool]:
+        """Return the maps (items, P) of one image's patches, and whether the network ran in full for them."""
+        image = pixels.to(*placement(self.network))
+        fill = self.filling.on(pixels[0], self.places.size)[0].to(image)
+        layer = self.frames.layer
+        tape = record_fast(self.network, image, keep=None, until=layer.value, saver=Saving())
+        covers = _Covers.of(self.frames, self.places, items)
+        usual = layer.as_maps(layer.response_in(tape))[0]
+        receive, room = partial(covers.receive, usual), memory.budget(image.device)
+        asked = tape, fill, covers.boxes, covers.goals, layer, receive
+        if self.method != "full":
+            try:
+                run_focused(self.network, *asked, memory=room)
+                return covers.finish(), False
+            except Unbatched as error:
+                if self.method is not None:  # asked for
+                    raise
+                _log.debug("evidence: %s", str(error).removesuffix(FULL).strip())
+        try:
+            run_full(self.network, *asked, memory=room)
+        except Unbatched:
+            run_full(self.network, *asked, memory=room, alone=True)
+        return covers.finish(), True
+
+
+@dataclass(frozen=True, eq=False)
+class _Covers:
+    """All that is covered of one image: `boxes` (N, 5), a box and its goal; `goals` (G, 2), positions of the layer.
+
+    A goal's activations are measured once for all patches there: `items` are sorted by goal, `first` (G + 1,) says
+    where each goal's begin, `units` (items,) which activation each is of, `place` (N,) which of the P places a box is.
+    """
+
+    boxes: Tensor
+    goals: Tensor
+    place: Tensor
+    first: Tensor
+    order: Tensor
+    units: Tensor
+    maps: Tensor
+
+    @classmethod
+    def of(cls, frames: Frames, places: Occluder, items: Tensor) -> _Covers:
+        """Place the occluder on each patch of `items`, within what the image has of it."""
+        assert places.boxes is not None
+        positions = frames.positions.flatten(0, 1)[items]
+        goals, goal = positions.unique(dim=0, return_inverse=True)
+        order = goal.argsort(stable=True)
+        first = torch.cat([torch.zeros(1, dtype=torch.long), goal.bincount(minlength=len(goals)).cumsum(0)])
+        one = items[order[first[:-1]]]  # a patch of each goal: all have the same box
+        box, corner = frames.boxes.flatten(0, 1)[one], frames.shift[one]
+        origin = box[:, :2] - corner
+        placed = places.boxes + origin.repeat(1, 2)[:, None]  # (G, P, 4)
+        low = torch.maximum(placed[..., :2], box[:, None, :2])
+        high = torch.minimum(placed[..., 2:], box[:, None, 2:])
+        which, place = (low < high).all(-1).nonzero().unbind(1)
+        boxes = torch.cat([low[which, place], high[which, place], which[:, None]], 1)
+        maps = torch.zeros(len(items), len(places.boxes), dtype=torch.float64)
+        return cls(boxes, goals, place, first, order, frames.item_units[items], maps)
+
+    def receive(self, usual: Tensor, numbers: Tensor, found: Tensor) -> None:
+        """Take the activations (b, units) that the boxes of these numbers (b,) leave; `usual` is (units, h, w)."""
+        goal = self.boxes[numbers, 4]
+        counts = self.first[goal + 1] - self.first[goal]
+        row = torch.arange(len(numbers)).repeat_interleave(counts)
+        start = counts.cumsum(0) - counts
+        item = self.order[self.first[goal][row] + torch.arange(len(row)) - start[row]]
+        unit = self.units[item]
+        at = [x.to(found.device) for x in (unit, *self.goals[goal][row].unbind(1), row)]
+        left = usual[at[0], at[1], at[2]] - found[at[3], at[0]]
+        self.maps[item, self.place[numbers][row]] = left.double().cpu()
+
+    def finish(self) -> Tensor:
+        """Return the maps, all of them finite."""
+        if not self.maps.isfinite().all():
+            raise ModelError("a covered patch gives NaN or infinity. Give another fill=.")
+        return self.maps.float()
+
+
+def _fill_fields(arrays: Mapping[str, Tensor], places: Occluder, eps: float) -> None:
+    assert places.size is not None
+    height, width = arrays["patches"].shape[-2:]
+    at = places.rows, places.cols, places.size, (height, width)
+    for unit, maps in enumerate(arrays["maps"]):
+        least = ROUNDING * eps * float(arrays["activations"][unit].abs().max())
+        arrays["field"][unit] = effective_field(maps, *at, least)
