@@ -16,6 +16,8 @@ from .errors import UnsupportedOp as UnsupportedOp
 from .explorer.report import report as report
 from .model.audit import audit as audit
 from .model.survey import layers as layers
+from .occlusion.evidence import evidence as evidence
+from .occlusion.field import Evidence as Evidence
 from .occlusion.occlude import occlude as occlude
 from .occlusion.result import Occlusion as Occlusion
 from .optimization.accentuate import accentuate as accentuate

@@ -43,6 +43,7 @@ from .options import (
 )
 
 INPUT_SIZE = Option("--input-size", "224 or 224,320 (height,width)", type=pair)
+FILL = Option("--fill", "gray, mean, blur, noise, 0 to 1, r,g,b or an image file", default="gray", type=numbers_or_text)
 SCALE = Option(
     "--scale", "what shares one scale", argument=None, default="unit", more={"choices": ("unit", "projection")}
 )
@@ -106,6 +107,12 @@ def _occlude(command: Command, parsed: argparse.Namespace) -> None:
             if path:
                 keep(path)
                 print(f"wrote {path}")
+
+
+def _evidence(command: Command, parsed: argparse.Namespace) -> None:
+    result = command.call(parsed, load(parsed))
+    write(parsed.out or f"evidence-{parsed.layer}.png", result.plot())
+    save(result, parsed)
 
 
 def _numbered(path: str, number: int) -> str:
@@ -208,6 +215,22 @@ COMMANDS = (
         _deconv,
     ),
     Command(
+        "evidence",
+        "evidence",
+        "which part of the patches excites each unit, found by covering them place by place",
+        (
+            *(*MODEL, IMAGES, LAYER.but(required=True), UNITS, K),
+            Option("--size", "pixels of the occluder, 32 or 32,48; default: a seventh of the patch", type=pair),
+            Option("--stride", "pixels between its places; default: half the size", type=pair),
+            FILL,
+            Option("--method", "default: incremental", more={"choices": ("incremental", "full")}),
+            *(*READING, SEED.but(help="of --fill noise")),
+            *(out(None, "the picture: png, pdf, svg, jpg or webp; default: evidence-LAYER.png"), SAVE, QUIET),
+        ),
+        "deconvviz evidence squeezenet-1.1 --layer 4 --units 0-7 --out evidence-4.png",
+        _evidence,
+    ),
+    Command(
         "occlude",
         "occlude",
         "what the network's answer depends on: five panels of an occlusion scan",
@@ -217,12 +240,7 @@ COMMANDS = (
             LAYER.but(help="whose strongest map is followed; default: the deepest with a number"),
             Option("--size", "pixels, 32 or 32,48 (height,width); default: a seventh of the short side", type=pair),
             Option("--stride", "pixels between positions; default: half the size", type=pair),
-            Option(
-                "--fill",
-                "gray, mean, blur, noise, 0 to 1, r,g,b or an image file",
-                default="gray",
-                type=numbers_or_text,
-            ),
+            FILL,
             Option("--edge", "the last window", default="clip", more={"choices": ("clip", "align")}),
             Option("--method", "default: incremental", more={"choices": ("incremental", "full")}),
             Option("--refine", "measure every n-th position first, more only where the map changes", type=int),

@@ -137,9 +137,9 @@ def evidence(
 
 def _facts(frames: Frames, source: ImageSet, places: Occluder, fill_name: str) -> dict[str, Any]:
     """Return the fields of the result that are no arrays."""
-    mean, std, layer = source.preprocess.mean, source.preprocess.std, frames.layer
+    seen, layer = source.preprocess.inverse, frames.layer
     facts = {"layer": layer.name, "number": layer.number, "size": places.size, "stride": places.stride}
-    return facts | {"fill_name": fill_name, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    return facts | {"fill_name": fill_name, "mean": seen.mean, "std": seen.std, "order": seen.order}
 
 
 def _fields(frames: Frames, places: Occluder) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

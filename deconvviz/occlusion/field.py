@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..projection.result import Projections
 from ..results.base import Result, tuples
 from ..results.text import amount, layer_name
 from .cells import cell_edges
@@ -47,9 +49,31 @@ class Evidence(Result):
     number: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    order: tuple[int, ...] | None = None
 
     file_kind = "evidence"
     drawn_by = "evidence"
+
+    def plot(
+        self,
+        figure: Any = None,
+        *,
+        units: Sequence[int] | None = None,
+        projections: Projections | None = None,
+        columns: int | None = None,
+        ax: Any = None,
+        title: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+        fontsize: float | None = None,
+        cmap: str | None = None,
+    ) -> Any:
+        """Draw patches and evidence, and the projections of the same units if they are given.
+
+        See `deconvviz.plotting.evidence.draw` and `Result.plot`.
+        """
+        look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        return self.draw("draw", figure, units=units, projections=projections, columns=columns, **look)
 
     def describe(self) -> str:
         """Say of which layer, how many and how large."""
@@ -59,14 +83,15 @@ class Evidence(Result):
         named = layer_name(self.layer, self.number)
         return f"{named}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px, {places}"
 
-    def over_pixels(self) -> Tensor:
-        """Return (U, K, h, w): at each pixel the mean evidence of the occluders that cover it."""
-        total = self.maps.new_zeros(*self.maps.shape[:2], *self.patches.shape[-2:])
-        count = self.maps.new_zeros(self.patches.shape[-2:])
+    def over_pixels(self, which: Sequence[int] | None = None) -> Tensor:
+        """Return (U, K, h, w): at each pixel the mean evidence of the occluders that cover it, of units by their place."""
+        maps = self.maps if which is None else self.maps[list(which)]
+        total = maps.new_zeros(*maps.shape[:2], *self.patches.shape[-2:])
+        count = maps.new_zeros(self.patches.shape[-2:])
         for i, row in enumerate(self.rows.tolist()):
             for j, col in enumerate(self.cols.tolist()):
                 where = slice(row, row + self.size[0]), slice(col, col + self.size[1])
-                total[(..., *where)] += self.maps[..., i, j, None, None]
+                total[(..., *where)] += maps[..., i, j, None, None]
                 count[where] += 1
         return total / count.clamp_min(1)
 
@@ -94,7 +119,7 @@ ARRAYS = (
     "field",
     "in_full",
 )
-FACTS = ("layer", "size", "stride", "fill_name", "number", "mean", "std")
+FACTS = ("layer", "size", "stride", "fill_name", "number", "mean", "std", "order")
 
 
 def effective_field(

@@ -11,6 +11,7 @@ _FILES = (
     "animation",
     "comparison",
     "correspondence",
+    "evidence",
     "filters",
     "invariance",
     "inversion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,17 +62,31 @@ def draw(
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", Fig. 2.
     """
-    rows = _rows(result, units)
+    rows = rows_of(result, units)
     left, right = compose(result, units=units, scale=scale, columns=columns)
     left = through(cmap, left)
-    height, width = left.shape[:2]
-    # What the picture cannot show stands above all, in lines as long as the picture is wide.
-    note = textwrap.wrap(result.note, max(30, (2 * width + _MIDDLE - 2 * _GAP) // _LETTER))
-    frame = (2 * width + _MIDDLE, height + _HEAD + _LINE * len(note))
+    stories = [[_story(result, row, side) for row in rows] for side in (0, 1)]
+    labels = stories if len(rows) == 1 else [numbers_above(result, rows)] * 2
+    sides = [(left, "projections", labels[0]), (right, "patches", labels[1])]
+    grid = Grid.of(result, len(rows), columns)
+    return draw_sides(sides, grid, title or _title(result, len(rows)), result.note, figure)
+
+
+def draw_sides(
+    sides: Sequence[tuple[np.ndarray, str, Sequence[str]]],
+    grid: Grid,
+    title: str,
+    note: str = "",
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw composed arrays beside each other, each with its name and a label for each block; `note` stands above all."""
+    height, width = sides[0][0].shape[:2]
+    across = len(sides) * (width + _MIDDLE) - _MIDDLE
+    lines = textwrap.wrap(note, max(30, (across - 2 * _GAP) // _LETTER))
+    frame = (across, height + _HEAD + _LINE * len(lines))
     if figure is None:
         figure = Figure(figsize=(frame[0] / DPI, frame[1] / DPI), dpi=DPI, facecolor="white")
-    grid = _Grid.of(result, len(rows), columns)
-    for side, (array, name) in enumerate(((left, "projections"), (right, "patches"))):
+    for side, (array, name, labels) in enumerate(sides):
         start = side * (width + _MIDDLE) / frame[0]
         axes = figure.add_axes((start, 0.0, width / frame[0], height / frame[1]), anchor="N")
         axes.imshow(array, origin="upper", aspect="equal", interpolation="antialiased", vmin=0, vmax=1)
@@ -80,15 +94,13 @@ def draw(
         # Font sizes follow the array, so that a small given figure has small numbers.
         point = axes.get_position().width * inches(figure) * 72 / width
         axes.text(_GAP, -2, name, fontsize=15 * point, color="0.35", va="bottom")
-        for block, row in enumerate(rows):
+        for block, label in enumerate(labels):
             x, y = grid.corner(block)
-            dead = " (no response)" if (result.image_ids[row] < 0).all() else ""
-            label = f"{int(result.units[row])}{dead}" if len(rows) > 1 else _story(result, row, side)
             axes.text(x + 1, y - 2, label, fontsize=13 * point, color="0.35", va="bottom")
         if side == 0:
-            lines = "\n".join(note)
-            axes.text(_GAP, -_HEAD + 6, lines, fontsize=13 * point, color=WARNING, va="bottom", linespacing=1.1)
-            axes.text(_GAP, -26, title or _title(result, len(rows)), fontsize=20 * point, va="bottom")
+            told = "\n".join(lines)
+            axes.text(_GAP, -_HEAD + 6, told, fontsize=13 * point, color=WARNING, va="bottom", linespacing=1.1)
+            axes.text(_GAP, -26, title, fontsize=20 * point, va="bottom")
     return figure
 
 
@@ -104,17 +116,26 @@ def compose(
     """
     if scale not in _SCALES:
         raise OptionError(f"scale={scale!r} has no meaning here. Give {' or '.join(map(repr, _SCALES))}.")
-    rows = _rows(result, units)
-    grid = _Grid.of(result, len(rows), columns)
+    rows = rows_of(result, units)
+    grid = Grid.of(result, len(rows), columns)
     signal = signed(result.projections[rows].float(), per="block" if scale == "unit" else "tile")
     signal = in_order(signal, result.order)
+    return grid.fill(signal.masked_fill(silent_places(result, rows), 1.0)), grid.fill(photos_of(result, rows))
+
+
+def photos_of(result: Any, rows: Sequence[int]) -> torch.Tensor:
+    """Return the patches (U, K, C, h, w) of some units in true colours, gray beyond the image's edge."""
     patches = result.patches[rows].float()
     # What is not zero is no padding, whatever the boxes of an odd geometry say.
     inside = inside_image(result.boxes[rows], *patches.shape[-2:]) | (patches != 0).any(2, keepdim=True)
     photos = torch.where(inside, true_colours(patches, inside, result.mean, result.std), GRAY)
     photos = in_order(photos, result.order)
-    silent = (result.image_ids[rows] < 0)[..., None, None, None]  # no image excites the unit that much: nothing to show
-    return grid.fill(signal.masked_fill(silent, 1.0)), grid.fill(photos.masked_fill(silent, 1.0))
+    return photos.masked_fill(silent_places(result, rows), 1.0)
+
+
+def silent_places(result: Any, rows: Sequence[int]) -> torch.Tensor:
+    """Mark the tiles (U, K, 1, 1, 1) of places that no image excites: there is nothing to show."""
+    return (result.image_ids[rows] < 0)[..., None, None, None]
 
 
 def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = "") -> Figure:
@@ -124,7 +145,7 @@ def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = ""
         >>> sheet(deconvviz.deconv(model, images, layer=5, unit=3)).savefig("unit-3.png")  # doctest: +SKIP
     """
     tiles = rgb(signed(values.detach().cpu().float()[None], per="tile"))[0].permute(0, 2, 3, 1).numpy()
-    array = _montage(tiles, _Grid.square(len(tiles)), 2 * _RULE)
+    array = _montage(tiles, Grid.square(len(tiles)), 2 * _RULE)
     height, width = array.shape[:2]
     if figure is None:
         size = (max(width, 320) / DPI, (height + _HEAD // 2) / DPI)
@@ -136,7 +157,7 @@ def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = ""
     return figure
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """Where the tiles of every block are, in pixels."""
 
     tiles: int  # per block
@@ -146,7 +167,8 @@ class _Grid(NamedTuple):
     across: int  # blocks beside each other
 
     @classmethod
-    def of(cls, result: Projections, blocks: int, columns: int | None = None) -> _Grid:
+    def of(cls, result: Any, blocks: int, columns: int | None = None) -> Grid:
+        """Choose for the patches of a result."""
         if columns is not None and columns < 1:
             raise OptionError(f"columns={columns}: expected a number of blocks beside each other, at least 1.")
         height, width = result.patches.shape[-2:]
@@ -159,6 +181,7 @@ class _Grid(NamedTuple):
 
     @staticmethod
     def square(count: int) -> tuple[int, int]:
+        """Return rows and columns of a near-square of so many."""
         columns = math.ceil(math.sqrt(count))
         return math.ceil(count / columns), columns
 
@@ -169,6 +192,12 @@ class _Grid(NamedTuple):
         step_x = columns * (self.width + _RULE) + _RULE + _GAP
         step_y = rows * (self.height + _RULE) + _RULE + _GAP
         return _GAP + column * step_x, _GAP + row * step_y
+
+    def tile(self, block: int, index: int) -> tuple[int, int]:
+        """Return x and y of a tile's upper left corner."""
+        x, y = self.corner(block)
+        row, column = divmod(index, self.square(self.tiles)[1])
+        return x + _RULE + column * (self.width + _RULE), y + _RULE + row * (self.height + _RULE)
 
     def fill(self, tiles: torch.Tensor) -> np.ndarray:
         """Put tiles (U, K, C, h, w) in their places: (H, W, 3)."""
@@ -189,7 +218,8 @@ def _montage(images: np.ndarray, shape: tuple[int, int], padding: int) -> np.nda
     return montage(images, fill=(1.0, 1.0, 1.0), grid_shape=shape, padding_width=padding, channel_axis=-1)
 
 
-def _rows(result: Projections, units: Sequence[int] | None) -> list[int]:
+def rows_of(result: Any, units: Sequence[int] | None) -> list[int]:
+    """Return where the units to draw are in a result; None: the first `MOST`."""
     there = [int(unit) for unit in result.units]
     if units is None:
         return list(range(min(len(there), MOST)))
@@ -204,6 +234,12 @@ def _title(result: Projections, shown: int) -> str:
     title = result.layer if result.number is None else f"layer {result.number}: {result.layer}"
     title += "" if result.rule == "deconvnet" else f", {result.rule}"
     return title + (f" ({shown} of {len(result.units):,} units)" if shown < len(result.units) else "")
+
+
+def numbers_above(result: Any, rows: Sequence[int]) -> list[str]:
+    """Return what stands above each of several blocks: the unit, and whether it is dead on these images."""
+    dead = (result.image_ids[list(rows)] < 0).all(1).tolist()
+    return [f"{int(result.units[row])}{' (no response)' * gone}" for row, gone in zip(rows, dead, strict=True)]
 
 
 def _story(result: Projections, row: int, side: int) -> str:

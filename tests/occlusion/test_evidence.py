@@ -61,11 +61,15 @@ class Fire(nn.Module):
 class Attention(nn.Module):
     """Positions as tokens that look at each other, in windows that become a batch."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(4, 6, 1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
         tokens = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, c)
         tokens = F.scaled_dot_product_attention(tokens, tokens, tokens)
-        return tokens.reshape(n, h // 2, w // 2, 2, 2, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+        return self.out(tokens.reshape(n, h // 2, w // 2, 2, 2, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w))
 
 
 class Padded(nn.Module):
