@@ -16,6 +16,7 @@ OTHER_DEFAULTS = {
 }
 # (command, argument): why the command does not offer it
 NOT_OFFERED = {
+    ("evidence", "top"): "a scan in memory",
     ("project", "top"): "a scan in memory",
     ("compare_methods", "own"): "functions",
     ("filters", "band"): "the Python call is for that",

@@ -33,7 +33,7 @@ def made(units=2, k=9, size=8, channels=3, seed=0, **fields):
         "std": (1.0,) * channels,
         "note": "",
     }
-    return SimpleNamespace(**(result | fields))
+    return SimpleNamespace(**({"order": None} | result | fields))
 
 
 def tile(side, unit, index, size=8, factor=10):
