@@ -102,6 +102,10 @@ CALLS: dict[str, Call] = {
         lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": "classifier", "unit": 1, **o}),
         {"layer": "classifiers"},
     ),
+    "evidence": (
+        lambda m, x, **o: deconvviz.evidence(m, x, **{"layer": 1, "units": [0], "k": 2, "progress": False, **o}),
+        {"units": [99]},
+    ),
     "invert": (
         lambda m, x, **o: deconvviz.invert(m, x[:1].sigmoid(), **{"layer": 1, "steps": 2, "progress": False, **o}),
         {"starts": 0},

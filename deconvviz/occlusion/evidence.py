@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
-from ..jobs.draft import Draft
+from ..jobs.draft import Draft, Fields
 from ..jobs.runner import Kept, Memory, Step, run
 from ..model.survey import resolve
 from ..projection.bulk import Frames
@@ -118,9 +118,7 @@ def evidence(
         facts = _facts(frames, source, places, fill_name)
         fields = _fields(frames, places)
         if draft is None:
-            arrays = {name: torch.zeros(shape, dtype=kind) for name, (kind, shape) in fields.items()}
-            for name, array in _known(frames, places).items():
-                arrays[name].copy_(array)
+            arrays = _allocate(fields, _known(frames, places))
         else:
             key = hash_job(model, source, frames, places.size, places.stride, repr(fill), seed, method)
             arrays = draft.open(key, fields, {"kind": Evidence.file_kind, **facts}, _known(frames, places))
@@ -148,6 +146,14 @@ def _fields(frames: Frames, places: Occluder) -> dict[str, tuple[torch.dtype, tu
     known = {name: (x.dtype, tuple(x.shape)) for name, x in _known(frames, places).items()}
     known |= {"patches": (torch.float32, frames.shape), "maps": (torch.float32, (units, k, *places.shape))}
     return known | {"in_full": (torch.bool, (units, k)), "field": (torch.int64, (units, 4))}
+
+
+@torch.inference_mode(False)  # a result that is filled here must be writable here
+def _allocate(fields: Fields, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    arrays = {name: torch.zeros(shape, dtype=kind) for name, (kind, shape) in fields.items()}
+    for name, array in known.items():
+        arrays[name].copy_(array)
+    return arrays
 
 
 def _known(frames: Frames, places: Occluder) -> dict[str, Tensor]:

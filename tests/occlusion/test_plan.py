@@ -9,7 +9,7 @@ from random_networks import Block
 from torch import nn
 
 from deconvviz.guard import untouched
-from deconvviz.occlusion.incremental import _Runner
+from deconvviz.occlusion.incremental import Runner
 from deconvviz.occlusion.plan import SIZES, Plan, Unbatched, Way
 from deconvviz.occlusion.windows import Part, Unoccluded, Window
 from deconvviz.rules import table as rules
@@ -117,7 +117,7 @@ def test_the_index_is_built_where_it_is_used_from_one_small_copy(monkeypatch):
             copies.append(self.numel())
         return plain(self, *args, **options)
 
-    runner = _Runner(plan, None, torch.zeros(3, 20, 17, dtype=torch.float64), 1 << 20, exact=True)
+    runner = Runner(plan, None, torch.zeros(3, 20, 17, dtype=torch.float64), 1 << 20, exact=True)
     monkeypatch.setattr(torch.Tensor, "to", counted)
     with torch.no_grad():
         runner._early(torch.arange(len(BOXES)))

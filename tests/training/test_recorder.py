@@ -151,10 +151,10 @@ def test_units_by_layer(path):
 
 
 def test_wrong_arguments(path):
-    for epochs, text in (([0], "epoch 0"), ([1, 2.5], "epoch 2.5")):
-        with pytest.raises(OptionError, match=f"{text}: expected whole numbers from 1 on"):
+    for epochs, text in (([0], "epoch=0"), ([1, 2.5], "epoch=2.5")):
+        with pytest.raises(OptionError, match=f"{text}: expected a whole number"):
             Recorder(path, epochs=epochs)
-    with pytest.raises(OptionError, match="epoch -1"):
+    with pytest.raises(OptionError, match="epoch=-1"):
         recorded(path, -1)
     with pytest.raises(DeconvvizError, match="nothing"):
         Recorder(path, rule="nothing")
