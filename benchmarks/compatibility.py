@@ -39,10 +39,6 @@ SETTINGS: dict[str, tuple[dict[str, str], str]] = {
         {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "OMP_NUM_THREADS": "2"},
         "AVX-512 without its later parts; two threads",
     ),
-    "AVX2, other order": (
-        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-        "torch's kernels and convolutions as on a processor of 2013, the files shuffled",
-    ),
     "lowest": ({}, "the lowest versions that pyproject.toml allows, in an environment of their own"),
     "newest": ({}, "the newest versions that pip finds, in an environment of their own"),
 }
