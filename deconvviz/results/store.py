@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -230,8 +230,8 @@ def _checked(path: str | os.PathLike[str], check: bool) -> tuple[dict[str, Tenso
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("it is no file")
-            text = _header(file)
-        return _read(Path(path), text, check)
+            # One open file from the header to the last array: another process may put a new one in its place meanwhile.
+            return _read(file, _header(file), check)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # whatever a damaged header makes of itself
@@ -262,14 +262,14 @@ def _places(text: bytes, length: int) -> dict[str, tuple[np.dtype[Any], tuple[in
     return found
 
 
-def _read(path: Path, text: bytes, check: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
+def _read(file: BinaryIO, text: bytes, check: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
     facts = json.loads(text)["__metadata__"]
     meta = json.loads(facts["deconvviz"])
     if not isinstance(meta, dict):
         raise ValueError("its metadata is no table")
     places = _places(text, len(text))
-    whole = os.path.getsize(path) <= _READ
-    arrays = {name: (_copied if whole else _mapped)(path, "c", *place) for name, place in places.items()}
+    whole = os.fstat(file.fileno()).st_size <= _READ
+    arrays = {name: _copied(file, *place) if whole else _mapped(file, "c", *place) for name, place in places.items()}
     if set(facts) - {"crc32"} != {"deconvviz"}:
         raise ValueError("its header holds something else")
     if _OPEN not in facts.get("crc32", _OPEN):  # files of version 0.1.0 have none
@@ -283,14 +283,16 @@ def _read(path: Path, text: bytes, check: bool) -> tuple[dict[str, Tensor], dict
     return arrays, meta
 
 
-def _copied(path: Path, mode: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Tensor:
-    array = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+def _copied(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Tensor:
+    file.seek(offset)
+    data = bytearray(file.read(math.prod(shape) * dtype.itemsize))  # a bytearray, so that the array can be changed
+    array = np.frombuffer(data, dtype) if data else np.zeros(0, dtype)
     return torch.from_numpy(array.reshape(shape))  # refuses a file that ends too early
 
 
 def _mapped(
-    path: str | os.PathLike[str], mode: Any, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+    file: str | os.PathLike[str] | BinaryIO, mode: Any, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
 ) -> Tensor:
     if math.prod(shape) == 0:
         return torch.from_numpy(np.zeros(shape, dtype))
-    return torch.from_numpy(np.memmap(path, dtype, mode, offset, shape))
+    return torch.from_numpy(np.memmap(file, dtype, mode, offset, shape))

@@ -112,3 +112,20 @@ def test_a_file_cut_short(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(StoreError, match="damaged"):
         _store.load(path, "thing")
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_file_that_is_replaced_while_it_is_read_is_the_one_that_was_opened(tmp_path, monkeypatch, small):
+    _store.save(tmp_path / "a", {"x": torch.arange(9.0)}, {"kind": "one"})
+    _store.save(tmp_path / "b", {"x": torch.arange(9.0) + 5}, {"kind": "one"})
+    header = _store._header
+
+    def late(file):
+        text = header(file)
+        (tmp_path / "b").replace(tmp_path / "a")
+        return text
+
+    monkeypatch.setattr(_store, "_header", late)
+    if not small:
+        monkeypatch.setattr(_store, "_READ", 0)  # mapped
+    assert torch.equal(_store.load(tmp_path / "a", "one", check=True)[0]["x"], torch.arange(9.0))
