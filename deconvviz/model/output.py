@@ -56,7 +56,7 @@ def class_names(model: nn.Module, preprocess: Any, given: Sequence[str] | None, 
 
 
 def find_class(target: Any, names: Sequence[str] | None, classes: int) -> int:
-    """Return the number of the class that `target` means: its number, its name, or a word that one name alone has.
+    """Return the number of the class that `target` means: its number, or its name as `class_number` takes it.
 
     Raises:
         OptionError: There is no such class, or more than one.
@@ -68,17 +68,4 @@ def find_class(target: Any, names: Sequence[str] | None, classes: int) -> int:
         return number
     if not isinstance(target, str):
         raise OptionError(f"target={target!r}: expected a class's number or name.")
-    if not names:
-        raise OptionError(f"target={target!r}: the model's classes have no names here. Give the class's number.")
-    wanted = target.casefold()
-    found = [i for i, name in enumerate(names) if name.casefold() == wanted]
-    found = found or [i for i, n in enumerate(names) if wanted in (part.strip() for part in n.casefold().split(","))]
-    found = found or [i for i, name in enumerate(names) if wanted in name.casefold()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listing = ", ".join(f"{i} ({names[i]})" for i in found[:6])
-        raise OptionError(f"target={target!r} could be {listing}{' …' if len(found) > 6 else ''}. Give the number.")
-    close = difflib.get_close_matches(target, names, 3)
-    hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
-    raise OptionError(f"target={target!r}: no class has this name.{hint}")
+    return class_number(target, names)

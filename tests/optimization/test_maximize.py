@@ -177,6 +177,7 @@ def test_results_are_saved_and_drawn(tmp_path):
         ({"target": 1}, OptionError, "either layer=, with units= or directions=, or target="),
         ({"layer": None, "units": None}, OptionError, "either layer="),
         ({"layer": None, "units": None, "target": 9}, OptionError, "class 9"),
+        ({"layer": None, "units": None, "target": "cat"}, OptionError, "names of this model's classes are not known"),
         ({"units": None, "directions": torch.ones(3)}, OptionError, r"expected \(n, 8\)"),
         ({"steps": 0}, OptionError, "steps=0"),
         ({"n": 0}, OptionError, "n=0"),
