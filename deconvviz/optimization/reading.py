@@ -35,11 +35,15 @@ class Network:
     """A network inside `untouched`, whose weights take no gradient; made by `reading`."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess | None, example: Tensor) -> None:
-        self.network, self.preprocess = network, preprocess
+        self.network = network
         self.device, self.dtype = placement(network)
         self.tape = record(network, example, saver=rules.Saving())
         self.rows = describe(self.tape, network)
         self.shape = shape_of(example[0])
+        self._scale: tuple[Tensor, Tensor] | None = None  # mean and std, made once: a copy to a GPU makes a step wait
+        if preprocess is not None and preprocess.mean is not None and preprocess.std is not None:
+            mean, std = (torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (preprocess.mean, preprocess.std))
+            self._scale = mean, std
 
     def find(self, layer: int | str) -> Source:
         """Find a layer and what goes into its activation."""
@@ -48,10 +52,9 @@ class Network:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Bring images (B, C, H, W) from 0–1 pixels into the network's input space."""
-        known = self.preprocess
-        if known is None or known.mean is None or known.std is None:
+        if self._scale is None:
             return pixels
-        mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (known.mean, known.std))
+        mean, std = self._scale
         return (pixels - mean) / std
 
     def read(self, pixels: Tensor, sources: Sequence[Source], output: bool = False) -> Readings:
