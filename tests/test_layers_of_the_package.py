@@ -10,8 +10,8 @@ ROOT = Path(deconvviz.__file__).parent
 LINES = """
 cli
 plotting
-comparison explorer
-occlusion studies training units
+comparison explorer training
+occlusion studies units
 projection optimization
 topk
 scan

@@ -49,6 +49,8 @@ def _train(command: Command, parsed: argparse.Namespace) -> None:
     result = deconvviz.train(model, **command.arguments(parsed))
     print(result.history[-1])
     print(f"wrote {result.weights} and {result.card}")
+    if result.page is not None:
+        print(f"wrote {result.page}")
 
 
 COMMANDS = (
@@ -101,12 +103,18 @@ COMMANDS = (
                 argument="recorder",
                 more={"metavar": "FILE"},
             ),
+            Option(
+                "--render",
+                "then draw there what layers 1 to 5 see in the validation images, and a page that links it all",
+                type=folder,
+                more={"metavar": "DIR"},
+            ),
             Option("--licence", "of the weights, for the card", default="not stated"),
             Option("--cache", "keep the decoded images there", more={"metavar": "DIR"}),
             Option("--workers", "threads that decode", type=int),
             QUIET,
         ),
-        "deconvviz train zfnet64 --data photos-by-class --epochs 10",
+        "deconvviz train zfnet64 --data photos-by-class --record record.safetensors --render grids",
         _train,
     ),
 )

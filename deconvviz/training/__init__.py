@@ -1,4 +1,4 @@
-"""`train`, exactly resumable, and the `Recorder` of what units see at chosen epochs.
+"""`train`, exactly resumable and drawn afterwards, and the `Recorder` of what units see at chosen epochs.
 
-May import: projection, scan, topk, model, images, zoo, rules, tape, results, guard, errors.
+May import: studies, projection, scan, topk, jobs, model, images, zoo, rules, tape, results, guard, errors.
 """

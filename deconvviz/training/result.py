@@ -55,12 +55,14 @@ class Training(Result):
         weights: path of the trained weights, safetensors in float16.
         card: path of the card beside them, JSON.
         skipped: the images that could not be read.
+        page: path of the page with pictures of what the network sees, or None where none were asked for.
     """
 
     history: tuple[Epoch, ...]
     weights: Path
     card: Path
     skipped: tuple[Path, ...]
+    page: Path | None = None
 
     file_kind = "training"
     drawn_by = "training"
@@ -77,7 +79,8 @@ class Training(Result):
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what a file's header says, and the arrays in it."""
         rows = [dataclasses.astuple(e) for e in self.history]
-        facts = {"weights": str(self.weights), "card": str(self.card), "skipped": [str(p) for p in self.skipped]}
+        facts: dict[str, Any] = {"weights": str(self.weights), "card": str(self.card)}
+        facts |= {"skipped": [str(p) for p in self.skipped], "page": self.page and str(self.page)}
         return facts, {"history": torch.tensor(rows, dtype=torch.float64)}
 
     @classmethod
@@ -86,4 +89,6 @@ class Training(Result):
         if not isinstance(facts["skipped"], list):
             raise ValueError("skipped is no list")
         history = tuple(Epoch(int(row[0]), *row[1:]) for row in arrays["history"].tolist())
-        return cls(history, Path(facts["weights"]), Path(facts["card"]), tuple(map(Path, facts["skipped"])))
+        page = facts.get("page")
+        skipped = tuple(map(Path, facts["skipped"]))
+        return cls(history, Path(facts["weights"]), Path(facts["card"]), skipped, page and Path(page))

@@ -446,7 +446,7 @@ def test_the_command_train_hands_the_recorder_on(monkeypatch):
 
     def fake(model, data, **options):
         seen.update(options)
-        return type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c"})
+        return type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c", "page": None})
 
     monkeypatch.setattr(deconvviz, "train", fake)
     assert cli.main(["train", "resnet-20", "--data", "x", "--record", "r", "--recipe", "cifar-short"]) == 0

@@ -19,7 +19,7 @@ from deconvviz.training.recipe import RECIPES
 from deconvviz.training.result import Training
 from deconvviz.training.train import train
 
-module = importlib.import_module("deconvviz.training.train")
+module = importlib.import_module("deconvviz.training.loop")
 COLOURS = {"blue": (20, 30, 200), "green": (30, 180, 40), "red": (210, 20, 30)}
 
 

@@ -1,0 +1,160 @@
+"""The loop of a training run over images that were decoded once, exactly resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from ..errors import ModelError
+from . import checkpoint as _checkpoint
+from . import pixels as _pixels
+from .recipe import clamp_filters, rate
+from .result import Epoch
+from .run import Run, epoch_seed
+
+
+class After(Protocol):
+    """What is done with the model after each epoch, before its checkpoint."""
+
+    def begin(self, epochs: int) -> None:
+        """Refuse what cannot follow this many epochs."""
+
+    def __call__(self, model: nn.Module, number: int) -> None:
+        """Take the model after an epoch."""
+
+
+def loop(run: Run, path: Path, signature: Mapping[str, Any], resume: bool, after: After) -> list[Epoch]:
+    """Train the epochs that the checkpoint at `path` does not hold; return the history of all."""
+    history = _checkpoint.read(path, signature, run.parts) if resume else []
+    after.begin(len(history))
+    for number in range(len(history) + 1, run.recipe.epochs + 1):
+        start = time.perf_counter()
+        with seeded(epoch_seed(run.seed, number), run.device):
+            loss, accuracy, lr = _pass(run, number, history)
+        val_loss, top1, top5 = _validate(run)
+        seconds = time.perf_counter() - start
+        history.append(Epoch(number, loss, accuracy, val_loss, top1, top5, lr, seconds))
+        # The checkpoint comes last: a run that is killed here repeats the epoch, so no file or call is lost.
+        after(run.model, number)
+        _checkpoint.write(path, signature, history, run.parts)
+        if run.bar:
+            tqdm.write(str(history[-1]), sys.stderr)
+            sys.stderr.flush()
+    return history
+
+
+def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, float]:
+    """Train one epoch: mean loss, accuracy, last learning rate."""
+    run.model.train()
+    generator = torch.Generator().manual_seed(epoch_seed(run.seed, number))
+    rows = run.train.good[torch.randperm(len(run.train.good), generator=generator)]
+    counts = [len(batch) for batch in rows.split(run.recipe.batch_size)]
+    images, size = run.train.images, run.card.input_size[0]
+    shift = int(size * run.recipe.shift) if images.shape[1] == size else 0
+    fill = (255 * run.mean).round().to(images) if run.recipe.border == "mean" else None
+    windows = _pixels.Windows.draw_epoch(counts, images.shape[1], size, shift, generator, images.device)
+    at = (index.split(run.recipe.batch_size) for index in run.train.rows(rows))
+    errors = [1 - epoch.top1 for epoch in history]
+    bar = tqdm(counts, f"epoch {number}", unit="batch", leave=False, disable=None if run.bar else True)
+    tally = _Tally(bar, number, late=run.device.type != "cpu")
+    for i, (count, here, there, window) in enumerate(zip(bar, *at, windows, strict=True)):
+        step = (number - 1) * len(counts) + i
+        lr = rate(run.recipe, step, len(counts), errors)
+        crops, labels = _pixels.random_crops(images[here], window, size, fill), run.train.labels[there]
+        tally.look()
+        tally.add(step, lr, count, _step(run, crops, labels, lr))
+    return tally.mean(lr)
+
+
+class _Tally:
+    """The losses and right answers of an epoch.
+
+    A GPU computes a step while the next one is prepared: its numbers are looked at, one wait, when that is done.
+    """
+
+    def __init__(self, bar: tqdm, number: int, late: bool) -> None:
+        self.bar, self.number, self.late = bar, number, late
+        self.total, self.right, self.count = 0.0, 0, 0
+        self.unseen: tuple[int, float, int, torch.Tensor] | None = None
+
+    def add(self, step: int, lr: float, count: int, numbers: torch.Tensor) -> None:
+        """Take a step's numbers, its loss and how many of its `count` answers were right."""
+        self.unseen = step, lr, count, numbers
+        if not self.late:
+            self.look()
+
+    def look(self) -> None:
+        """Count the last step; refuse a loss that is not finite."""
+        if self.unseen is None:
+            return
+        (step, lr, count, numbers), self.unseen = self.unseen, None
+        loss, hits = numbers.tolist()
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss became {loss} at step {step} (epoch {self.number}, lr {lr:.3g}). "
+                "The checkpoint before it is untouched; train with a lower lr."
+            )
+        self.total, self.right, self.count = self.total + loss * count, self.right + int(hits), self.count + count
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+    def mean(self, lr: float) -> tuple[float, float, float]:
+        """Return the mean loss, the accuracy and the last learning rate."""
+        self.look()
+        return self.total / self.count, self.right / self.count, lr
+
+
+def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+    """Change the weights once: (loss, number of right answers), on the device."""
+    logits = run.logits(crops)
+    loss = cross_entropy(logits, labels, label_smoothing=run.recipe.label_smoothing)
+    numbers = torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss)])
+    # Where looking costs no wait, a loss that is not finite leaves the weights alone.
+    if run.device.type == "cpu" and not math.isfinite(numbers[0]):
+        return numbers
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.zero_grad()
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    if run.recipe.clamp_rms is not None:
+        clamp_filters(run.model, run.recipe.clamp_rms)
+    return numbers
+
+
+@torch.no_grad()
+def _validate(run: Run) -> tuple[float, float, float]:
+    """Return the mean loss, the top-1 and the top-5 accuracy on the centre crops."""
+    run.model.eval()
+    sums = []
+    at = (index.split(4 * run.recipe.batch_size) for index in run.val.rows(run.val.good))
+    for here, there in zip(*at, strict=True):
+        labels = run.val.labels[there]
+        logits = run.logits(_pixels.centre_crops(run.val.images[here], run.card.input_size[0]))
+        loss = cross_entropy(logits, labels, reduction="sum")
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        sums.append(torch.stack([loss, hits[:, 0].sum().to(loss), hits.sum().to(loss)]))
+    n = len(run.val.good)
+    total, first, five = (sum(column) / n for column in zip(*torch.stack(sums).tolist(), strict=True))
+    return total, first, five
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the CPU and `device`; give the caller's random states back afterwards, also after an error."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every other device's, too
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
