@@ -15,6 +15,8 @@ from .errors import UnitError as UnitError
 from .errors import UnsupportedOp as UnsupportedOp
 from .explorer.report import report as report
 from .model.audit import audit as audit
+from .model.cost import Cost as Cost
+from .model.cost import cost as cost
 from .model.survey import layers as layers
 from .occlusion.evidence import evidence as evidence
 from .occlusion.field import Evidence as Evidence
@@ -37,6 +39,8 @@ from .studies.filters import compare_filters as compare_filters
 from .studies.filters import filters as filters
 from .studies.invariance import Invariance as Invariance
 from .studies.invariance import invariance as invariance
+from .studies.maps import Maps as Maps
+from .studies.maps import maps as maps
 from .studies.neighbours import Neighbours as Neighbours
 from .studies.neighbours import nearest as nearest
 from .studies.probe import Probe as Probe

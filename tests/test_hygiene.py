@@ -93,6 +93,7 @@ CALLS: dict[str, Call] = {
         lambda m, x, **o: deconvviz.compare_methods(m, x[:1], **{"stages": 1, "size": 8, "progress": False, **o}),
         {"target": 99},
     ),
+    "cost": (lambda m, x, **o: deconvviz.cost(m, **{"input_size": (24, 20), **o}), {"input_size": (1, 2, 3, 4)}),
     "deconv": (lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": 2, "unit": 1, **o}), {"unit": 99}),
     "deconv guided": (
         lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": 2, "unit": 1, "rule": "guided", **o}),
@@ -111,6 +112,10 @@ CALLS: dict[str, Call] = {
         {"starts": 0},
     ),
     "layers": (lambda m, x, **o: deconvviz.layers(m, **{"input_size": (24, 20), **o}), {"input_size": (1, 2, 3, 4)}),
+    "maps": (
+        lambda m, x, **o: deconvviz.maps(m, x[:1], **{"layers": [1, 2], "changes": ["noise"], **o}),
+        {"changes": ["louder"]},
+    ),
     "maximize": (
         lambda m, x, **o: deconvviz.maximize(
             m, **{"layer": 2, "units": [0, 1], "steps": 2, "input_size": (24, 20), "progress": False, **o}

@@ -177,7 +177,7 @@ def load(parsed: argparse.Namespace, *, placed: bool = True) -> Loaded:
 
     weights, device = getattr(parsed, "weights", None), parsed.device if placed else None
     loaded = load_model(parsed.model, weights=weights, device=device)
-    if loaded.random and parsed.command not in ("layers", "audit", "train"):
+    if loaded.random and parsed.command not in ("layers", "audit", "cost", "train"):
         print(f"note: {parsed.model} has random weights; --weights gives it trained ones", file=sys.stderr)
     return loaded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..errors import OptionError
 from .options import (
     AMP,
     BATCH_SIZE,
@@ -64,6 +65,29 @@ STILL = Option(
 def table(command: Command, parsed: argparse.Namespace) -> None:
     """Make the call and print the table."""
     tell(command.call(parsed, load(parsed)), parsed)
+
+
+def _cost(command: Command, parsed: argparse.Namespace) -> None:
+    from .networks import load_model
+
+    result = command.call(parsed, load(parsed))
+    others = {name: command.call(parsed, load_model(name, device=parsed.device)) for name in parsed.compare or ()}
+    tell(result, parsed)
+    for name, other in others.items():
+        say(f"{name}: {other.describe()}", parsed)
+    if parsed.accuracy is not None and len(parsed.accuracy) != 1 + len(others):
+        raise OptionError(f"--accuracy holds {len(parsed.accuracy)} numbers for {1 + len(others)} networks.")
+    if parsed.out:
+        accuracy = parsed.accuracy and dict(zip([parsed.model, *others], parsed.accuracy, strict=True))
+        write(parsed.out, result.plot(name=parsed.model, others=others or None, accuracy=accuracy))
+
+
+def _percents(text: str) -> list[float]:
+    """Read "63.3,59.1"."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them: 63.3,59.1") from None
 
 
 def _demo(command: Command, parsed: argparse.Namespace) -> None:
@@ -170,6 +194,30 @@ COMMANDS = (
         (*MODEL, INPUT_SIZE, JSON),
         "deconvviz layers resnet18 --input-size 224,320",
         table,
+    ),
+    Command(
+        "cost",
+        "cost",
+        "parameters, multiply-adds, outputs and connections of each layer and in sum",
+        (
+            *(*MODEL, INPUT_SIZE),
+            Option(
+                "--compare",
+                "another network in the picture; repeat",
+                argument=None,
+                more={"metavar": "MODEL", "action": "append"},
+            ),
+            Option(
+                "--accuracy",
+                "percent of each network, in their order; default: the picture shows their depth",
+                argument=None,
+                type=_percents,
+                more={"metavar": "63.3,59.1"},
+            ),
+            *(out(None), SAVE, JSON),
+        ),
+        "deconvviz cost alexnet --compare vgg-d --compare googlenet --out cost.png",
+        _cost,
     ),
     Command(
         "audit",

@@ -87,7 +87,47 @@ def _class_or_unit(text: str) -> int | str | tuple[int | str, int | None]:
     return number_or_name(layer), int(unit) if unit else None
 
 
+def _maps(command: Command, parsed: argparse.Namespace) -> None:
+    result = command.call(parsed, load(parsed))
+    tell(result, parsed)
+    write(parsed.out, result.plot(shown=parsed.shown))
+
+
+def _changes(text: str) -> list[str] | dict[str, list[float]]:
+    """Read "vertical,noise", or "vertical=4,vertical=8,noise=0.5" with amounts."""
+    amounts: dict[str, list[float]] = {}
+    parts = text.split(",")
+    if not any("=" in part for part in parts):
+        return parts
+    for part in parts:
+        kind, _, size = part.partition("=")
+        try:
+            amounts.setdefault(kind, []).append(float(size))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected kinds, or KIND=AMOUNT for each") from None
+    return amounts
+
+
 COMMANDS = (
+    Command(
+        "maps",
+        "maps",
+        "every response map of one image, strongest first, and what changing the image does to them",
+        (
+            *(*MODEL, Option("image", "an image file", more={"metavar": "IMAGE"})),
+            LAYERS.but(help="such as 1,2,features.4; default: all that have a number"),
+            Option(
+                "--changes",
+                "out of vertical,horizontal,scale,rotation,noise, or with amounts: vertical=4,noise=0.5",
+                type=_changes,
+            ),
+            Option("--fill", "0 to 1, edge or reflect; default: the mean colour", type=number_or_text),
+            Option("--shown", "maps of each layer in the picture", argument=None, default=12, type=int),
+            *(SEED.but(help="of the noise"), out("maps.png"), SAVE, JSON),
+        ),
+        "deconvviz maps squeezenet-1.1 cat.jpg --layers 1,2,3 --changes vertical,noise",
+        _maps,
+    ),
     Command(
         "filters",
         "filters",

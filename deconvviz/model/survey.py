@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from ..tape.receptive_field import Reach
 from ..tape.record import record
 from .switches import switches_below
 from .table import Layer, Layers, LayerTable, find_all, maker_of, one_by_one
+from .work import Counting, owners
 
 # Networks with at most this many convolutions are counted by convolution, deeper ones by stride (AlexNet has 5,
 # OverFeat 5 or 6, the smallest VGG 8).
@@ -25,7 +28,7 @@ FEW = 7
 
 
 def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> LayerTable:
-    """List a model's layers: number, name, kind, units, map size, receptive field, stride, max-pools below.
+    """List a model's layers: number, name, kind, units, map, receptive field, stride, max-pools below, cost.
 
     Example:
         >>> import deconvviz, torchvision
@@ -52,7 +55,22 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
     with untouched(model) as network, names_input_size(input_size):
         if device.type != "meta":  # where a model has shapes and no numbers, which is all that a table needs
             check_weights(network)
-        return LayerTable(survey(network, torch.zeros(1, *size, device=device, dtype=dtype)), size)
+        counting = Counting(Saving(), strict=False)
+        tape = record(network, torch.zeros(1, *size, device=device, dtype=dtype), saver=counting)
+        return LayerTable(_with_costs(describe(tape, network), tape, network, counting), size)
+
+
+def _with_costs(rows: Sequence[Layer], tape: Tape, network: nn.Module, counting: Counting) -> tuple[Layer, ...]:
+    """Give each row the parameters and multiply-adds of what ran since the row before it; the last takes the rest."""
+    macs = counting.corrected(tape, network)
+    parameters, _ = owners(tape, network, macs)
+    values = [row.value for row in rows]
+    sums = [[0, 0] for _ in rows]
+    for op in tape.ops if rows else ():
+        place = min(bisect.bisect_left(values, op.outputs[0]), len(rows) - 1)
+        sums[place][0] += parameters.get(op, 0)
+        sums[place][1] += macs.get(op, 0)
+    return tuple(replace(row, parameters=p, macs=m) for row, (p, m) in zip(rows, sums, strict=True))
 
 
 @contextlib.contextmanager
@@ -125,7 +143,7 @@ def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
                 units=units,
                 height=height,
                 width=width,
-                receptive_field=_field(reach),
+                receptive_field=reach.field(),
                 stride=(reach.rows.stride, reach.cols.stride) if reach.dims else None,
                 aliases=tuple(aliases),
                 value=value,
@@ -201,12 +219,6 @@ def _kind(tape: Tape, value: int) -> str:
         return "input"
     kind = kind_of(maker)
     return maker.short if kind is None else kind.value
-
-
-def _field(reach: Reach) -> tuple[int, int]:
-    if reach.dims is None:
-        return reach.rows.widest(), reach.cols.widest()
-    return reach.rows.size, reach.cols.size
 
 
 def _chosen(tape: Tape, network: nn.Module) -> dict[str, int]:

@@ -26,7 +26,8 @@ class Layer:
     number if it has one; `receptive_field` and `stride` are (vertical, horizontal) input pixels, the stride None for
     a layer without rows and columns. `switches` counts the max-pools between the layer and the images, all that a
     deconvnet's way back takes from an image. `units` is 0 where it can't be told which of a tensor's dimensions are
-    channels, as inside an attention: such a layer is listed, and refused.
+    channels, as inside an attention: such a layer is listed, and refused. `parameters` and `macs`, multiply-adds for one
+    image, count what ran since the layer listed before it; `layers` alone counts them, `cost` says more.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Layer:
     reach: Reach = field(repr=False, compare=False)
     maker: str = field(repr=False, compare=False, default="")  # the operation that `value` comes from
     switches: int = 0  # max-pools between it and the images
+    parameters: int = field(compare=False, default=0)
+    macs: int = field(compare=False, default=0)
 
     def response_in(self, tape: Tape) -> Tensor:
         """Return the recorded response as the network made it."""
@@ -148,6 +151,8 @@ class LayerTable:
                 f"{r.receptive_field[0]}×{r.receptive_field[1]}",
                 "" if r.stride is None else f"{r.stride[0]}×{r.stride[1]}",
                 str(r.switches),
+                f"{r.parameters:,}" if r.parameters else "",
+                f"{r.macs:,}" if r.macs else "",
             )
             for r in self.rows
         ]
@@ -160,7 +165,10 @@ class LayerTable:
         return as_html(HEADINGS, self.lines())
 
 
-HEADINGS = ("number", "name", "kind", "units", "map", "receptive field", "stride", "max-pools below")
+HEADINGS = (
+    *("number", "name", "kind", "units", "map", "receptive field", "stride", "max-pools below"),
+    *("parameters", "multiply-adds"),
+)
 
 
 Layers = int | str | Sequence[int | str]  # what `layers=` takes: one, or several, each by number or name

@@ -155,6 +155,12 @@ class Reach:
         cols = self.cols if shape[col] == len(self.cols.lo) else self.cols.whole(shape[col])
         return self if rows is self.rows and cols is self.cols else Reach(rows, cols, self.dims, True)
 
+    def field(self) -> tuple[int, int]:
+        """Height and width that the papers' arithmetic gives; of what has no rows and columns, all that it sees."""
+        if self.dims is None:
+            return self.rows.widest(), self.cols.widest()
+        return self.rows.size, self.cols.size
+
     def window(self) -> tuple[int, int]:
         """Height and width of the largest box."""
         return self.rows.widest(), self.cols.widest()

@@ -104,9 +104,11 @@ def test_the_table_prints():
         "stride",
         "max-pools",
         "below",
+        "parameters",
+        "multiply-adds",
     ]
     assert lines[2].split() == ["1", "1", "rectifier", "2", "2×2", "3×3", "1×1", "0"]
-    assert lines[-1].split() == ["3", "linear", "3", "1×1", "4×4", "0"]
+    assert lines[-1].split() == ["3", "linear", "3", "1×1", "4×4", "0", "27", "24"]
     assert found._repr_html_().count("<tr>") == 5
     assert "<td>rectifier</td>" in found._repr_html_()
 

@@ -68,6 +68,7 @@ class TableConvolution(nn.Module):
         """Make one filter for each connection and one bias for each map."""
         super().__init__()
         self.shape = (len(table), 1 + max(map(max, table)), 5, 5)
+        self.connected = 25 * sum(map(len, table))  # products at a position: the filter's zeros are no connections
         pairs = [(to, source) for to, sources in enumerate(table) for source in sources]
         self.register_buffer("rows", torch.tensor([to for to, _ in pairs]), persistent=False)
         self.register_buffer("cols", torch.tensor([source for _, source in pairs]), persistent=False)
@@ -167,6 +168,7 @@ _CARD1 = Card(
     resize=28,
     mean=(0.1307,),
     std=(0.3081,),
+    layers=("squash1", "squash2", "squash3", "squash4"),  # H1 to H4
     reported="1.7 % on MNIST, in the paper of LeNet-5",
 )
 _CARD5 = Card(
@@ -181,6 +183,7 @@ _CARD5 = Card(
     resize=32,
     mean=(0.1307,),
     std=(0.3081,),
+    layers=("squash1", "squash2", "squash3", "squash4", "squash5", "squash6"),  # C1 to F6
     reported="0.95 % on MNIST, 0.8 % trained with distorted images too",
 )
 NETWORKS = (Entry(LeNet1, _CARD1, first="own"), Entry(LeNet5, _CARD5, first="own"))
