@@ -98,14 +98,14 @@ def training(dtype: torch.dtype | None, epoch: int) -> Callable[[], object]:
 
 
 WORKS = {
-    "project layer 5": Work("`project`, layer 5, all 192 units × 9", lambda: projecting(5), Counts(1300, 20, 15)),
-    "project layer 2": Work("`project`, layer 2, all 160 units × 9", lambda: projecting(2), Counts(1100, 20, 15)),
-    "deconv": Work("`deconv` of 64 images, layer 5", carrying, Counts(700, 20, 15)),
+    "project layer 5": Work("`project`, layer 5, all 192 units × 9", lambda: projecting(5), Counts(1600, 20, 15)),
+    "project layer 2": Work("`project`, layer 2, all 160 units × 9", lambda: projecting(2), Counts(1400, 20, 15)),
+    "deconv": Work("`deconv` of 64 images, layer 5", carrying, Counts(900, 20, 15)),
     "top": Work("`top`, layers 1 to 5, 4 batches", scanning, Counts(1900, 20, 36)),
-    "occlude": Work("`occlude`, 81 places of a square", occluding, Counts(7000, 20, 60)),
-    "check_weights": Work("`check_weights` of resnet-56", checking, Counts(2500, 0, 1)),
+    "occlude": Work("`occlude`, 81 places of a square", occluding, Counts(10000, 20, 60)),
+    "check_weights": Work("`check_weights` of resnet-56", checking, Counts(3200, 0, 1)),
 }
-STEP = {"float32": Counts(750, 4, 1), "bfloat16": Counts(800, 4, 1), "float16": Counts(500, 4, 1)}
+STEP = {"float32": Counts(750, 4, 1), "bfloat16": Counts(800, 4, 1), "float16": Counts(650, 4, 1)}
 
 
 def counted(work: Work) -> Counts:

@@ -196,7 +196,8 @@ def test_a_figure_of_its_own_shows_the_arrays_pixel_for_pixel():
     # The numbers stand in the gaps: compare the first row of blocks alone.
     for side, start in ((left, 0), (right, width + 14)):
         drawn = picture[62 + 22 : 62 + 22 + 245, start : start + width].astype(int)
-        assert abs(drawn - side[22 : 22 + 245] * 255).max() <= 1
+        # One level of 256 either way, rounded up or cut off: versions of matplotlib differ.
+        assert abs(drawn - side[22 : 22 + 245] * 255).max() < 2
 
 
 def test_unit_numbers_and_title_are_written():
