@@ -37,6 +37,8 @@ from .studies.filters import FilterComparison as FilterComparison
 from .studies.filters import Filters as Filters
 from .studies.filters import compare_filters as compare_filters
 from .studies.filters import filters as filters
+from .studies.gradients import Gradients as Gradients
+from .studies.gradients import gradient_std as gradient_std
 from .studies.invariance import Invariance as Invariance
 from .studies.invariance import invariance as invariance
 from .studies.maps import Maps as Maps
@@ -45,6 +47,8 @@ from .studies.neighbours import Neighbours as Neighbours
 from .studies.neighbours import nearest as nearest
 from .studies.probe import Probe as Probe
 from .studies.probe import probe as probe
+from .studies.residuals import ResidualShares as ResidualShares
+from .studies.residuals import residual_share as residual_share
 from .studies.responses import Responses as Responses
 from .studies.responses import response_std as response_std
 from .topk.scan import TopK as TopK

@@ -107,6 +107,12 @@ CALLS: dict[str, Call] = {
         lambda m, x, **o: deconvviz.evidence(m, x, **{"layer": 1, "units": [0], "k": 2, "progress": False, **o}),
         {"units": [99]},
     ),
+    "gradient_std": (
+        lambda m, x, **o: deconvviz.gradient_std(
+            m, x, **{"labels": [0, 1, 2], "iterations": 2, "batch_size": 2, "progress": False, **o}
+        ),
+        {"iterations": 0},
+    ),
     "invert": (
         lambda m, x, **o: deconvviz.invert(m, x[:1].sigmoid(), **{"layer": 1, "steps": 2, "progress": False, **o}),
         {"starts": 0},
@@ -260,6 +266,7 @@ ELSEWHERE = {
     "occlude",
     "probe",
     "report",
+    "residual_share",
     "response_std",
     "train",
 }

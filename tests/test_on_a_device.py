@@ -95,6 +95,10 @@ CALLS = {
     "occlude coarsely": lambda m, x, p: deconvviz.occlude(m, x, size=6, stride=2, refine=3, fill=0.25, **SPEC),
     "occlude with others": lambda m, x, p: deconvviz.occlude(m, x, size=12, layer="block1", others=x, **SPEC),
     "response_std": lambda m, x, p: deconvviz.response_std(m, x, layers=["stem", "block2"], batch_size=3, **SPEC),
+    "gradient_std": lambda m, x, p: deconvviz.gradient_std(
+        m, x, labels=[0, 1] * 5, layers=["stem", "block2"], iterations=2, batch_size=5, **SPEC
+    ),
+    "residual_share": lambda m, x, p: deconvviz.residual_share(m, x, batch_size=3, **SPEC),
     "invariance": lambda m, x, p: deconvviz.invariance(
         m, x, layers=["block1", "last"], transforms=MOVES, fill="edge", **SPEC
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ..checks import is_whole
 from ..errors import ModelError, OptionError
@@ -22,6 +23,35 @@ def check_output(output: Any) -> Tensor:
     if not torch.isfinite(output).all():
         raise ModelError("the model's output for the unoccluded image holds NaN or infinity.")
     return output
+
+
+def scores_of(output: Any, classes: int | None = None) -> tuple[Tensor, ...]:
+    """Return what a classifier returns: its scores (N, classes), then those of auxiliary heads where it has some.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    parts = output if isinstance(output, (tuple, list)) else (output,)
+    found = tuple(part for part in parts if part is not None)
+    columns = "classes" if classes is None else classes
+    for part in found:
+        if not isinstance(part, Tensor) or part.dim() != 2 or part.shape[1] != (classes or found[0].shape[1]):
+            given = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise ModelError(f"the model's output is {given}, expected (N, {columns}): one logit per class.")
+    if not found:
+        raise ModelError(
+            f"the model's output is {type(output).__name__}, expected (N, {columns}): one logit per class."
+        )
+    return found
+
+
+def classification_loss(
+    scores: Sequence[Tensor], labels: Tensor, auxiliary: float, *, smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean cross entropy of the first scores plus `auxiliary` times that of each of the others."""
+    wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in scores]
+    first, *heads = (cross_entropy(one, labels, label_smoothing=smoothing) for one in wide)
+    return first + auxiliary * sum(heads) if heads and auxiliary else first
 
 
 def class_number(name: str, names: Sequence[str] | None) -> int:

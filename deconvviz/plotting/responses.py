@@ -31,7 +31,11 @@ def draw(
         name: What this network is called in the legend.
         others: Other networks' results by name, drawn into the same axes.
     """
-    results = {name: result, **(others or {})}
+    return curves({name: result, **(others or {})}, figure, "standard deviation")
+
+
+def curves(results: Mapping[str, Responses], figure: Any, what: str, *, log: bool = False) -> Any:
+    """Draw each network's standard deviations of `what`, in order above and sorted below; `log` for many magnitudes."""
     first = next(iter(results.values()))
     named = len(results) == 1 and len(first.names) <= _MANY
     figure = new_figure(figure, 6.5, 5.2 if named else 4.4)
@@ -41,8 +45,12 @@ def draw(
         for axis, std in zip(axes, (result.std, result.sorted().std), strict=True):
             axis.plot(range(1, len(std) + 1), std.numpy(), **look)
     titles = (("in the order of execution", "layer"), ("sorted by size", "rank"))
-    for axis, (what, below) in zip(axes, titles, strict=True):
-        axis.set(title=what, ylabel="standard deviation", xlabel=below, ylim=(0, None))
+    for axis, (how, below) in zip(axes, titles, strict=True):
+        axis.set(title=how, ylabel=what, xlabel=below)
+        if log:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain(axis)
     if named:

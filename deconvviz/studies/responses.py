@@ -198,11 +198,10 @@ def response_std(
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2 and Fig. 7.
     """
-    if kind is not None and (layers is not None or not re.fullmatch(r"conv|\d+x\d+", kind)):
-        raise OptionError(f'kind={kind!r}: expected "conv" or a size such as "3x3", and no layers beside it.')
+    check_kind(kind, layers)
     opened = open_images(model, images, preprocess)
     tape, rows = first_pass(model, opened, on_error, layers)
-    names, found = _targets(tape, rows, layers, kind)
+    names, found = targets(tape, rows, layers, kind)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
     scan = Scan(model, opened, [Moments(names, tuple(found))], tape, name="response_std", **options)
 
@@ -210,6 +209,12 @@ def response_std(
         return dataclasses.replace(progress.accumulators[0].result(), skipped=tuple(sorted(progress.skipped.items())))
 
     return scan.run(finish, Responses, out)
+
+
+def check_kind(kind: str | None, layers: Layers | None) -> None:
+    """Refuse a kind of filter that has no meaning, or one beside layers that were named."""
+    if kind is not None and (layers is not None or not re.fullmatch(r"conv|\d+x\d+", kind)):
+        raise OptionError(f'kind={kind!r}: expected "conv" or a size such as "3x3", and no layers beside it.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +238,7 @@ class Moments(Accumulator):
 
     def update(self, first: int, responses: Sequence[Tensor], output: Tensor | None) -> Moments:
         """Take in a batch."""
-        new = dataclasses.replace(self, count=len(responses[0]), parts=tuple(_moments(x) for x in responses))
+        new = dataclasses.replace(self, count=len(responses[0]), parts=tuple(moments(x) for x in responses))
         return self.merge(new)
 
     def merge(self, other: Moments) -> Moments:
@@ -285,7 +290,7 @@ class Moments(Accumulator):
 _OF_PART = ("mean", "squares")
 
 
-def _moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
+def moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
     """Return how many numbers each unit has, their mean (units,) and sum of squared deviations (units,)."""
     total: tuple[int, Tensor, Tensor] | None = None
     for part in response.split(max(1, _CHUNK // response[0].numel())):
@@ -303,7 +308,7 @@ def _moments(response: Tensor) -> tuple[int, Tensor, Tensor]:
 # ---- which tensor ----------------------------------------------------------------------------------------------------
 
 
-def _targets(tape: Tape, rows: Sequence[Layer], layers: Any, kind: str | None) -> tuple[tuple[str, ...], list[Layer]]:
+def targets(tape: Tape, rows: Sequence[Layer], layers: Any, kind: str | None) -> tuple[tuple[str, ...], list[Layer]]:
     """Return the names of the layers and the tensors to measure for them."""
     made = tape.producer()
     convolutions = {v: op for v, op in made.items() if op.short == "conv2d"}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ..errors import ModelError
+from ..guard import seeded
 from . import checkpoint as _checkpoint
 from . import pixels as _pixels
 from .recipe import clamp_filters, rate
@@ -147,14 +147,3 @@ def _validate(run: Run) -> tuple[float, float, float]:
     n = len(run.val.good)
     total, first, five = (sum(column) / n for column in zip(*torch.stack(sums).tolist(), strict=True))
     return total, first, five
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the CPU and `device`; give the caller's random states back afterwards, also after an error."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every other device's, too
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -15,11 +15,12 @@ from torch import nn
 from .. import zoo
 from ..checks import find_device
 from ..errors import OptionError
+from ..guard import seeded
 from ..jobs.journal import Journal
 from ..zoo import Card
 from . import checkpoint as _checkpoint
 from . import pixels as _pixels
-from .loop import loop, seeded
+from .loop import loop
 from .recipe import RECIPES, Recipe, choose
 from .render import Decoded, Rendering
 from .result import Epoch, Training

@@ -22,6 +22,7 @@ NOT_OFFERED = {
     ("filters", "band"): "the Python call is for that",
     ("occlude", "masks"): "arrays",
     ("occlude", "class_names"): "--target takes the network's own names",
+    ("gradient_std", "labels"): "the folders are the labels",
     ("probe", "labels"): "the folders are the labels",
     ("report", "top"): "a scan in memory",
     ("maximize", "directions"): "arrays",

@@ -58,6 +58,7 @@ def images():
 QUIET = {"progress": False}
 CALLS = {
     "response_std": lambda m, x, **o: deconvviz.response_std(m, x, **QUIET, **o),
+    "gradient_std": lambda m, x, **o: deconvviz.gradient_std(m, x, labels=LABELS, iterations=2, **QUIET, **o),
     "filters": lambda m, x, **o: deconvviz.filters(m, x, **QUIET, **o),
     "compare_filters": lambda m, x, **o: deconvviz.compare_filters({"one": m, "two": m}, x, **QUIET, **o),
     "invariance": lambda m, x, **o: deconvviz.invariance(m, x, transforms={"scale": [1, 1.5]}, **QUIET, **o),
@@ -67,6 +68,7 @@ CALLS = {
 }
 BAD = {
     "response_std": {"layers": ["nowhere"]},
+    "gradient_std": {"layers": ["nowhere"]},
     "filters": {"band": (2, 1)},
     "compare_filters": {"units": [99]},
     "invariance": {"targets": [9] * 6},
@@ -152,7 +154,9 @@ def test_a_file_of_another_result_is_refused(tmp_path):
         deconvviz.Probe.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("name", ["response_std", "filters", "invariance", "correspondence", "nearest", "probe"])
+@pytest.mark.parametrize(
+    "name", ["response_std", "gradient_std", "filters", "invariance", "correspondence", "nearest", "probe"]
+)
 def test_half_precision_and_double_run(name):
     for dtype in (torch.bfloat16, torch.float64):
         model = network().to(dtype)
@@ -160,7 +164,7 @@ def test_half_precision_and_double_run(name):
 
 
 def test_several_results_share_a_picture():
-    for call in ("probe", "response_std"):
+    for call in ("probe", "response_std", "gradient_std"):
         first, second = (CALLS[call](network(), images()) for _ in range(2))
         figure = first.plot(name="plain", others={"residual": second})
         assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain", "residual"]
@@ -182,6 +186,7 @@ def photos(tmp_path):
 COMMANDS = {
     "filters": ["--compare", "alexnet64", "random"],
     "responses": ["--kind", "conv", "--images", "PHOTOS"],
+    "gradients": ["--iterations", "2", "--batch-size", "3", "--kind", "conv", "--images", "PHOTOS"],
     "nearest": ["--query", "0,3", "--k", "2", "--images", "PHOTOS"],
     "invariance": ["--transforms", "scale", "--fill", "edge", "--targets", "1,2,3,4,5,6", "--images", "PHOTOS"],
     "correspondence": ["--parts", "PARTS", "--draws", "2", "--layers", "1,5", "--images", "PHOTOS"],

@@ -57,7 +57,7 @@ def test_moments_merge_exactly_in_any_grouping(seed, units, sizes):
     generator = torch.Generator().manual_seed(seed)
     # Far from zero, where the textbook formula E[x²] − E[x]² would have no digit left.
     parts = [1e8 + torch.randn(n, units, 2, 3, generator=generator, dtype=torch.float64) for n in sizes]
-    moments = [responses._moments(part) for part in parts]
+    moments = [responses.moments(part) for part in parts]
     random.Random(seed).shuffle(moments)
     while len(moments) > 1:
         a, b = moments.pop(), moments.pop(0)
