@@ -45,12 +45,12 @@ class LayerMaps(Stored):
 
     @property
     def strength(self) -> Tensor:
-        """(units,): each map's largest response."""
+        """Each map's largest response, (units,)."""
         return self.maps.flatten(1).amax(1)
 
     @property
     def strongest(self) -> Tensor:
-        """(units, h, w): the maps in the order of `ranking`."""
+        """The maps in the order of `ranking`, (units, h, w)."""
         return self.maps[self.ranking]
 
     def describe(self) -> str:
