@@ -10,6 +10,7 @@ from .errors import ImageError as ImageError
 from .errors import LayerError as LayerError
 from .errors import ModelError as ModelError
 from .errors import OptionError as OptionError
+from .errors import RankError as RankError
 from .errors import StoreError as StoreError
 from .errors import UnitError as UnitError
 from .errors import UnsupportedOp as UnsupportedOp
@@ -31,6 +32,7 @@ from .optimization.result import Maximized as Maximized
 from .projection.deconv import deconv as deconv
 from .projection.project import project as project
 from .projection.result import Projections as Projections
+from .ranks import alone as alone
 from .studies.correspondence import Correspondence as Correspondence
 from .studies.correspondence import correspondence as correspondence
 from .studies.filters import FilterComparison as FilterComparison

@@ -39,3 +39,7 @@ class OptionError(DeconvvizError, ValueError):
 
 class StoreError(DeconvvizError, OSError):
     """A file that cannot be written, or that holds something else than expected."""
+
+
+class RankError(DeconvvizError, RuntimeError):
+    """Another of the processes that share a call failed, is gone, or makes another call."""

@@ -9,7 +9,7 @@ import deconvviz
 ROOT = Path(deconvviz.__file__).parent
 LINES = """
 cli
-plotting
+plotting integrations
 comparison explorer training
 occlusion studies units
 projection optimization
@@ -26,6 +26,7 @@ OF_THE_CLI = {
     "",
     "checks",
     "errors",
+    "ranks",
     "results.store",
     "zoo",
     "zoo.create",

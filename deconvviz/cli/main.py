@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from ..errors import DeconvvizError
+from .options import Followed, is_launched
 from .parser import parse
 
 # Nothing here imports torch before a command runs: `deconvviz --help` answers at once.
@@ -27,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = parse(arguments)
     try:
-        with _terminated_like_ctrl_c():
+        with _terminated_like_ctrl_c(), _beside_others(parsed):
             parsed.run(parsed)
             sys.stdout.flush()
+    except Followed:
+        return 0
     except DeconvvizError as error:
         return _say(f"deconvviz {parsed.command}: {error}", 2)
     except _Terminated:
@@ -39,6 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+@contextlib.contextmanager
+def _beside_others(parsed: argparse.Namespace) -> Iterator[None]:
+    """Be one of the processes of torchrun, where it started this one: they share the work, rank 0 writes and speaks."""
+    if not is_launched():
+        yield
+        return
+    from .. import ranks
+
+    parsed.run.check_shared()
+    if getattr(parsed, "device", None) in ("cuda", "auto"):
+        parsed.device = ranks.own_device()
+    with ranks.launched() as rank, contextlib.ExitStack() as stack:
+        if rank > 0:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            yield
+        except DeconvvizError as error:
+            if rank > 0 and getattr(error, "was_told", False):  # another rank says it
+                raise SystemExit(2) from error
+            raise
 
 
 @contextlib.contextmanager

@@ -118,12 +118,41 @@ class Command:
         arguments = {**self.arguments(parsed), **changed}
         if "preprocess" not in arguments and self.takes_preprocess:
             arguments["preprocess"] = loaded.preprocess
-        return getattr(deconvviz, self.function)(loaded.model, **arguments)
+        return followed(getattr(deconvviz, self.function)(loaded.model, **arguments))
+
+    def check_shared(self) -> None:
+        """Refuse to run on several processes what they would each do again."""
+        import deconvviz
+
+        if not getattr(getattr(deconvviz, self.function or "_", None), "is_shared", False):
+            raise OptionError(
+                f"{self.name} is the work of one process, torchrun started {os.environ['WORLD_SIZE']}: run it without."
+            )
 
     @property
     def takes_preprocess(self) -> bool:
         """Whether the function reads or makes images; `layers` alone does not."""
         return self.function == "maximize" or any(option.name in ("images", "image") for option in self.options)
+
+
+class Followed(Exception):
+    """This process is none that prints and draws: another one does."""
+
+
+def is_launched() -> bool:
+    """Say whether torchrun started this process and others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def followed(result: Any) -> Any:
+    """Return a result on the process that prints and draws it; the others of torchrun are done.
+
+    Raises:
+        Followed: This is one of the others.
+    """
+    if is_launched() and int(os.environ["RANK"]) > 0:
+        raise Followed
+    return result
 
 
 def report_result(command: Command, parsed: argparse.Namespace) -> None:

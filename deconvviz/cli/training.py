@@ -13,6 +13,7 @@ from .options import (
     Option,
     animation,
     folder,
+    followed,
     load,
     number_or_name,
     number_or_text,
@@ -46,7 +47,7 @@ def _train(command: Command, parsed: argparse.Namespace) -> None:
         if deconvviz.zoo.knows(parsed.model)
         else load(argparse.Namespace(**vars(parsed) | {"device": None})).model
     )
-    result = deconvviz.train(model, **command.arguments(parsed))
+    result = followed(deconvviz.train(model, **command.arguments(parsed)))
     print(result.history[-1])
     print(f"wrote {result.weights} and {result.card}")
     if result.page is not None:

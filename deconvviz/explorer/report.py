@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .. import ranks
 from ..checks import at_once, numbers_of, whole
 from ..errors import ImageError, LayerError, ModelError, StoreError, UnitError, UnsupportedOp
 from ..guard import check_weights, hash_weights, placement, unwrapped
@@ -27,11 +29,12 @@ from ..studies.filters import filters
 from ..topk.result import LayerTop, TopK
 from ..topk.scan import top as scan_top
 from . import page, parts, sprites
-from .unfinished import Unfinished
+from .unfinished import Elsewhere, Unfinished
 
 _BYTES = 3 << 28  # of patches and projections at once; a layer that needs more goes in pieces
 
 
+@ranks.together
 def report(
     model: nn.Module,
     images: Images = None,
@@ -111,7 +114,13 @@ def report(
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
     key = how.key(rows, scan, units, most, k, occlusion, class_names)
-    with replacing(out) as finished, Unfinished(out, key) as unfinished:
+    team = ranks.team()
+    team.agree(key, "weights, images or options")
+    first = team.rank == 0
+    with (
+        replacing(out) if first else contextlib.nullcontext(Path(out)) as finished,
+        Unfinished(out, key) if first else Elsewhere(out) as unfinished,
+    ):
         known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
         occlusions = _occlusions(model, source, occlusion, unfinished, **known)
         if scan is None:
@@ -134,8 +143,9 @@ def report(
             "table": parts.table(table),
             "images": unfinished.part("images", lambda: parts.images(source, shown, unfinished)),
         }
-        page.write(finished, title, data, unfinished)
-        unfinished.finish()
+        if first:
+            page.write(finished, title, data, unfinished)
+            unfinished.finish()
     return Path(out)
 
 
@@ -233,7 +243,8 @@ class _How(NamedTuple):
         wanted = [0] if units is None or units == "all" else units
         for row in rows:
             one: dict[str, Any] = {"units": wanted, "k": 1, "preprocess": known, "progress": False, **self.rule}
-            project(self.model, first, layer=row.name, **one)
+            with ranks.alone():
+                project(self.model, first, layer=row.name, **one)
 
     def key(self, rows: Sequence[Layer], scan: Sequence[LayerTop] | None, *what: object) -> str:
         """Hash all that the parts of the page depend on."""
@@ -257,16 +268,17 @@ class _How(NamedTuple):
             path = unfinished.path("projections")
             result = self._project(layer, top, piece, path)
             boxes, contrasts = result.boxes.tolist(), []
-            for row, unit in enumerate(piece):
-                encoded, contrast = sprites.units(result, row, shape)
-                unfinished.add(f"u{number}-{unit}", encoded)
-                contrasts.append(contrast)
+            for rows in _rounds(len(piece)):
+                for row, (encoded, contrast) in zip(rows, _encoded(result, rows, shape), strict=True):
+                    unfinished.add(f"u{number}-{piece[row]}", encoded)
+                    contrasts.append(contrast)
             alike = [] if result.likeness is None else result.likeness.tolist()
-            path.unlink()
+            if ranks.team().rank == 0:
+                path.unlink()
             return {"boxes": boxes, "contrasts": contrasts, "likeness": alike}
 
         pieces = [
-            unfinished.part(f"{piece} of layer {number}", partial(project_piece, piece))
+            unfinished.part(f"{piece} of layer {number}", partial(project_piece, piece), shared=True)
             for piece in self._pieces(layer, top, units)
         ]
         order = _order(top)
@@ -302,3 +314,17 @@ class _How(NamedTuple):
         scan = TopK((top,), top.values.shape[1], len(self.source))
         chosen: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, **self.rule}
         return project(self.model, self.source, layer=layer.name, units=units, top=scan, out=out, **chosen)
+
+
+def _rounds(count: int) -> Iterator[range]:
+    """Cut the rows of a result into as many at a time as there are ranks to draw them."""
+    size = ranks.team().size
+    for first in range(0, count, size):
+        yield range(first, min(first + size, count))
+
+
+def _encoded(result: Projections, rows: range, shape: sprites.Shape) -> list[tuple[str, list[float]]]:
+    """Return the sprites of at most one row per rank: each draws its own."""
+    team = ranks.team()
+    mine = sprites.units(result, rows[team.rank], shape) if team.rank < len(rows) else None
+    return team.exchange(mine)[: len(rows)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from .. import ranks
 from ..errors import StoreError
 from ..jobs.journal import Journal
 
@@ -47,18 +48,28 @@ class Unfinished:
         except OSError as error:
             raise self._no_room(error) from error
 
-    def part(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what the page says of a part: as kept before, or as `make` says, which adds the part's pictures."""
-        if name not in self._parts:
-            value = make()
-            try:
-                self._pictures.flush()
-                os.fsync(self._pictures.fileno())
-            except OSError as error:
-                raise self._no_room(error) from error
-            self._journal.add([name, value, self._pictures.tell()])
-            self._parts[name] = value
-        return self._parts[name]
+    def part(self, name: str, make: Callable[[], Any], *, shared: bool = False) -> Any:
+        """Return what the page says of a part: as kept before, or as `make` says, which adds the part's pictures.
+
+        Of several processes rank 0 makes it, or all of them together, where the work in it is `shared`.
+        """
+        team = ranks.team()
+        if not team.share(lambda: name in self._parts):
+            if shared:
+                value = make()
+                team.share(lambda: self._keep(name, value))
+            else:
+                team.share(lambda: self._keep(name, make()))
+        return team.share(lambda: self._parts[name])
+
+    def _keep(self, name: str, value: Any) -> None:
+        try:
+            self._pictures.flush()
+            os.fsync(self._pictures.fileno())
+        except OSError as error:
+            raise self._no_room(error) from error
+        self._journal.add([name, value, self._pictures.tell()])
+        self._parts[name] = value
 
     def copy_to(self, page: IO[str]) -> None:
         """Write all pictures, in the order they came."""
@@ -88,3 +99,23 @@ class Unfinished:
             self._pictures.close()
             if not self._parts:
                 shutil.rmtree(self.folder)
+
+
+class Elsewhere(Unfinished):
+    """The unfinished page as the ranks have it that keep nothing: rank 0 has it."""
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        """Know the folder, and leave it alone."""
+        out = Path(out)
+        self.folder = out.with_name(f".{out.name}.draft")
+
+    def add(self, name: str, encoded: str) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing."""

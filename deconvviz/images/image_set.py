@@ -111,17 +111,19 @@ class ImageSet:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         skipped: dict[int, str] | None = None,
+        turn: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the first image, images (n, C, H, W)) in order from image `start`.
 
         A batch holds images with successive numbers; the last one may be short. An image that cannot be read ends
         the run; given a dict `skipped`, it is noted there with the reason instead, and the batch is cut around it.
         `workers` processes decode files and read datasets; the batches are the same for any number of them. They
-        end with this iterator: close it.
+        end with this iterator: close it. Of several that take turns, `turn` says who this one is and how many there are.
         """
         if batch_size < 1 or workers < 0:
             raise OptionError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0.")
         ids = [list(range(i, min(i + batch_size, len(self)))) for i in range(start, len(self), batch_size)]
+        ids = ids[turn[0] :: turn[1]]
         workers = min(workers or self.workers, len(ids)) if self._source.parallel else 0
         if multiprocessing.current_process().daemon:
             workers = 0  # such a process may have no children: the images are read here

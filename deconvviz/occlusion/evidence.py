@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..errors import ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft, Fields
-from ..jobs.runner import Kept, Memory, Step, run
+from ..jobs.runner import Kept, Memory, Place, Step, laid_out, run
 from ..model.survey import resolve
 from ..projection.bulk import Frames
 from ..projection.strongest import find_frames, hash_job, images_per_unit
@@ -35,6 +36,7 @@ from .plan import FULL, Unbatched
 _log = logging.getLogger("deconvviz")
 
 
+@ranks.together
 def evidence(
     model: nn.Module,
     images: Images = None,
@@ -103,7 +105,8 @@ def evidence(
     k, scan = images_per_unit(k, top)
     source = open_images(model, images, preprocess)
     device, dtype = placement(model)
-    with contextlib.nullcontext() if out is None else Draft(out) as draft:
+    team = ranks.team()
+    with contextlib.nullcontext() if out is None or team.rank > 0 else Draft(out) as draft:
         example = source.take([0]).to(device, dtype)
         with untouched(model) as network:
             check_weights(network)
@@ -117,20 +120,28 @@ def evidence(
         )
         facts = _facts(frames, source, places, fill_name)
         fields = _fields(frames, places)
-        if draft is None:
+        options = places.size, places.stride, repr(fill), seed, method
+        key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, *options)
+        team.agree(key, "weights, images or options")
+        if team.rank > 0:
+            arrays = laid_out(fields)
+        elif draft is None:
             arrays = _allocate(fields, _known(frames, places))
         else:
-            key = hash_job(model, source, frames, places.size, places.stride, repr(fill), seed, method)
             arrays = draft.open(key, fields, {"kind": Evidence.file_kind, **facts}, _known(frames, places))
         with untouched(model) as network:
             job = _Job(network, source, frames, places, filling, arrays, method)
             job.run(draft or Memory(), progress)
-        _fill_fields(arrays, places, torch.finfo(dtype).eps)
-        if draft is not None:
+
+        def finish() -> Evidence:
+            _fill_fields(arrays, places, torch.finfo(dtype).eps)
+            if draft is None:
+                return Evidence.from_header(facts, arrays)
             draft.finish()
-    if out is not None:
-        return Evidence.load(out)
-    return Evidence.from_header(facts, arrays)
+            return Evidence.load(draft.path)
+
+        result: Evidence = team.deliver(finish, Evidence, out)
+    return result
 
 
 def _facts(frames: Frames, source: ImageSet, places: Occluder, fill_name: str) -> dict[str, Any]:
@@ -183,19 +194,21 @@ class _Job:
         blocks = [(i, (ids == i).nonzero().flatten()) for i in ids.unique().tolist() if i >= 0]
         sizes = [len(items) for _, items in blocks]
         name = f"evidence {self.frames.layer.name}"
-        run(blocks, self._compute, kept, sizes=sizes, name=name, unit="patches", progress=progress)
+        how: dict[str, Any] = {"name": name, "unit": "patches", "progress": progress}
+        targets = {name: self.arrays[name].flatten(0, 1) for name in ("patches", "maps", "in_full")}
+        run(blocks, self._compute, kept, arrays=targets, rows=lambda block: block[1], sizes=sizes, **how)
 
-    def _compute(self, block: Block) -> Iterator[Step]:
+    def _compute(self, block: Block, place: Place) -> Iterator[Step]:
         number, items = block
         pixels = self.source.take([number])
         zero = torch.zeros_like(items)
-        targets = {name: self.arrays[name].flatten(0, 1) for name in ("patches", "maps", "in_full")}
-        patches = partial(self.frames.put, targets["patches"], items, pixels.cpu(), zero, zero, zero)
+        targets, rows = place
+        patches = partial(self.frames.put, targets["patches"], rows, items, pixels.cpu(), zero, zero, zero)
         maps, in_full = self._measure(pixels, items)
 
         def write() -> None:
-            targets["maps"][items] = maps.view(len(items), *self.places.shape)
-            targets["in_full"][items] = in_full
+            targets["maps"][rows] = maps.view(len(items), *self.places.shape)
+            targets["in_full"][rows] = in_full
 
         yield len(items), [patches, write]
 

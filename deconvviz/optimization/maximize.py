@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..errors import OptionError
 from ..guard import hash_weights, unwrapped
 from ..images.preprocess import input_size as find_input_size
 from ..jobs.draft import Draft
-from ..jobs.runner import Memory, Step, run
+from ..jobs.runner import Memory, Place, Step, laid_out, run
 from ..model.output import class_names, find_class
 from ..topk.result import TopK
 from . import objectives, robustness
@@ -35,6 +36,7 @@ _BATCH = 8  # images at once on the CPU: above it memory, not arithmetic, bounds
 _BATCH_CUDA = 64
 
 
+@ranks.together
 def maximize(
     model: nn.Module,
     *,
@@ -122,29 +124,49 @@ def maximize(
         per = max(1, size // n)
         blocks = [range(i, min(i + per, len(goals.names))) for i in range(0, len(goals.names), per)]
         climb_block = functools.partial(_climb, network, goals, task)
-        options: Any = {"sizes": [len(b) * n * steps for b in blocks], "name": "maximize", "unit": "steps"}
-        if out is None:
-            arrays = {name: torch.zeros(of, dtype=dtype) for name, (dtype, of) in _laid_out(goals, task).items()}
-            done = _run_in_memory(blocks, functools.partial(climb_block, arrays), {**options, "progress": progress})
-            return _result(goals, task, arrays, done, best)
-        with Draft(out) as draft:
-            arrays = _open(draft, model, goals, task, best, size)
-            run(blocks, functools.partial(climb_block, arrays), draft, progress=progress, **options)
-            draft.finish()
-    return Maximized.load(out)
+        sizes = [len(b) * n * steps for b in blocks]
+        options: Any = {"sizes": sizes, "name": "maximize", "unit": "steps", "progress": progress}
+        options["rows"] = lambda block: torch.tensor(block)
+        team, fields = ranks.team(), _laid_out(goals, task)
+        if team.size > 1:
+            team.agree(_hash(model, goals, task, best, size), "weights or options")
+        if out is None or team.rank > 0:
+            new = (
+                laid_out(fields)
+                if team.rank > 0
+                else {name: torch.zeros(of, dtype=d) for name, (d, of) in fields.items()}
+            )
+            done = _run_in_memory(blocks, climb_block, new, options)
+            found = team.deliver(lambda: _result(goals, task, new, done, best), Maximized, out)
+        else:
+            with Draft(out) as draft:
+                run(blocks, climb_block, draft, arrays=_open(draft, model, goals, task, best, size), **options)
+
+                def finish() -> Maximized:
+                    draft.finish()
+                    return Maximized.load(out)
+
+                found = team.deliver(finish, Maximized, out)
+    result: Maximized = found
+    return result
 
 
-def _run_in_memory(blocks: Sequence[range], compute: Callable[[range], Iterator[Step]], options: dict[str, Any]) -> int:
+def _run_in_memory(
+    blocks: Sequence[range],
+    compute: Callable[[range, Place], Iterator[Step]],
+    arrays: dict[str, Tensor],
+    options: dict[str, Any],
+) -> int:
     """Run a job whose blocks go to memory; return how many objectives are done. Ctrl-C keeps those."""
     done = _Counted()
     try:
-        run(blocks, compute, done, **options)
+        run(blocks, compute, done, arrays=arrays, **options)
     except KeyboardInterrupt:
-        if not done.blocks:
+        if not done.blocks or ranks.team().size > 1:
             raise
         made = sum(len(blocks[n]) for n in range(done.blocks))
         total = sum(map(len, blocks))
-        warnings.warn(f"interrupted: {made} of {total} objectives are done and returned.", stacklevel=3)
+        warnings.warn(f"interrupted: {made} of {total} objectives are done and returned.", stacklevel=4)
     return sum(len(blocks[n]) for n in range(done.blocks))
 
 
@@ -161,15 +183,31 @@ class _Counted(Memory):
 def _open(
     draft: Draft, model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int
 ) -> dict[str, Tensor]:
-    """Lay out the result's file, or go on with one that a job like this left."""
-    large = {name: torch.zeros((), dtype=dtype).expand(of) for name, (dtype, of) in _laid_out(goals, task).items()}
-    facts, own = _result(goals, task, large, len(goals.names), best).header()
+    """Lay out the result's file, or go on with one that a job like this left; return the arrays to be filled."""
+    facts, own, large = _header(goals, task, best)
     own = dict(sorted(own.items(), key=lambda item: -item[1].dtype.itemsize))
-    digest = hashlib.blake2b(repr((facts, batch_size, task)).encode(), digest_size=16)
-    hash_weights(unwrapped(model), digest)
     fields = {name: (array.dtype, tuple(array.shape)) for name, array in own.items()}
     known = {name: array for name, array in own.items() if name not in large}
-    return draft.open(digest.hexdigest(), fields, {"kind": Maximized.file_kind, **facts}, known)
+    key = _hash(model, goals, task, best, batch_size)
+    arrays = draft.open(key, fields, {"kind": Maximized.file_kind, **facts}, known)
+    return {name: arrays[name] for name in large}
+
+
+def _header(
+    goals: Goals, task: _Task, best: Tensor | None
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Return what the result's file says, its arrays, and those of them that the job fills, which hold nothing yet."""
+    large = {name: torch.zeros((), dtype=dtype).expand(of) for name, (dtype, of) in _laid_out(goals, task).items()}
+    facts, own = _result(goals, task, large, len(goals.names), best).header()
+    return facts, own, large
+
+
+def _hash(model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int) -> str:
+    """Hash all that the images depend on."""
+    facts = _header(goals, task, best)[0]
+    digest = hashlib.blake2b(repr((facts, batch_size, task)).encode(), digest_size=16)
+    hash_weights(unwrapped(model), digest)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,10 +328,8 @@ def _laid_out(goals: Goals, task: _Task) -> dict[str, tuple[torch.dtype, tuple[i
     }
 
 
-def _climb(
-    network: Network, goals: Goals, task: _Task, arrays: dict[str, Tensor], chosen: Sequence[int]
-) -> Iterator[Step]:
-    """Make the images of some objectives, D each, and put them into the result's arrays; yield after each step."""
+def _climb(network: Network, goals: Goals, task: _Task, chosen: Sequence[int], place: Place) -> Iterator[Step]:
+    """Make the images of some objectives, D each, and put them into their place; yield after each step."""
     own = [goals.objectives[i] for i in chosen for _ in range(task.n)]
     layers = list(dict.fromkeys(layer for objective in own for layer in objective.layers))
     sources = {layer: network.find(layer) for layer in layers if layer is not None}
@@ -318,7 +354,7 @@ def _climb(
         "transparency": felt / felt.amax((1, 2), keepdim=True).clamp(min=1e-30),
     }
     for name, value in made.items():
-        arrays[name][list(chosen)] = value.unflatten(0, (len(chosen), task.n))
+        place.arrays[name][place.rows] = value.unflatten(0, (len(chosen), task.n))
 
 
 def _each(

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import StoreError
 from ..guard import placement
 from ..images import ImageSet
-from ..jobs.runner import Kept, Step, run
+from ..jobs.runner import Kept, Place, Step, run
 from ..model.table import Layer
 from ..results import store as _store
 from ..rules import table as rules
@@ -62,15 +63,20 @@ class Frames:
         below, after = height - down - (boxes[:, 2] - boxes[:, 0]), width - right - (boxes[:, 3] - boxes[:, 1])
         return torch.stack([down / height, right / width, below / height, after / width], 1)
 
-    def put(self, target: Tensor, part: Tensor, source: Tensor, which: Tensor, top: Tensor, left: Tensor) -> None:
-        """Copy each item's box out of `source[which]`, whose corner is at input pixel (top, left), into its frame."""
+    def put(
+        self, target: Tensor, rows: Tensor, part: Tensor, source: Tensor, which: Tensor, top: Tensor, left: Tensor
+    ) -> None:
+        """Copy each item's box out of `source[which]` into its row of `target`, which has its frame's shape.
+
+        The corner of the source is at input pixel (top, left).
+        """
         boxes, shift = self.boxes.flatten(0, 1)[part], self.shift[part]
         # Thousands of small copies: NumPy's cost a fraction of torch's each.
         frames, maps = target.numpy(), source.float().numpy()
-        for item, i, (t, le, b, r), (down, right), y, x in zip(
-            part.tolist(), which.tolist(), boxes.tolist(), shift.tolist(), top.tolist(), left.tolist(), strict=True
+        for row, i, (t, le, b, r), (down, right), y, x in zip(
+            rows.tolist(), which.tolist(), boxes.tolist(), shift.tolist(), top.tolist(), left.tolist(), strict=True
         ):
-            frames[item, :, down : down + b - t, right : right + r - le] = maps[i, :, t - y : b - y, le - x : r - x]
+            frames[row, :, down : down + b - t, right : right + r - le] = maps[i, :, t - y : b - y, le - x : r - x]
 
     def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return type and shape of each array of the result."""
@@ -137,16 +143,16 @@ def fill(
 ) -> None:
     """Project every item into the arrays' patches and projections (U, K, C, h, w); a block is a batch of images."""
     device, dtype = placement(network)
-    patches, projections = (arrays[name].flatten(0, 1) for name in _PICTURES)
+    pictures = {name: arrays[name].flatten(0, 1) for name in _PICTURES}
     layer, beyond = frames.layer, frames.beyond()
 
-    def compute(block: Block) -> Iterator[Step]:
+    def compute(block: Block, place: Place) -> Iterator[Step]:
         images, local, part = block
         pixels = source.take(images)
         tape = _record(network, pixels.to(device, dtype), layer, saving)
         shown = pixels.cpu()
         for chosen in _pieces(beyond[part], tape, layer, device):
-            now, which = part[chosen], local[chosen]
+            now, which, rows = part[chosen], local[chosen], place.rows[chosen]
             items = Items(which, frames.positions.flatten(0, 1)[now])
             start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
             signal = carry(tape, layer, start, items, saving.rectifier)
@@ -154,14 +160,15 @@ def fill(
             corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
             carried = signal.data.cpu(), torch.arange(len(now)), *corners
             writes = [
-                partial(frames.put, projections, now, *carried),
-                partial(frames.put, patches, now, shown, which, zero, zero),
+                partial(frames.put, place.arrays["projections"], rows, now, *carried),
+                partial(frames.put, place.arrays["patches"], rows, now, shown, which, zero, zero),
             ]
             yield len(now), writes
 
     blocks = list(_blocks(frames.ids.flatten(), batch_size))
     sizes = [len(part) for _, _, part in blocks]
-    run(blocks, compute, kept, sizes=sizes, name=f"project {layer.name}", unit="projections", progress=progress)
+    how: dict[str, Any] = {"name": f"project {layer.name}", "unit": "projections", "progress": progress}
+    run(blocks, compute, kept, arrays=pictures, rows=lambda block: block[2], sizes=sizes, **how)
 
 
 def _record(network: nn.Module, batch: Tensor, layer: Layer, saving: rules.Saving) -> Tape:

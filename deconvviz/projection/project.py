@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..checks import at_once
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft
-from ..jobs.runner import Memory
+from ..jobs.runner import Memory, laid_out
 from ..model.survey import resolve
 from ..model.table import Layer
 from ..rules import table as rules
@@ -27,6 +28,7 @@ from .result import Projections, likeness
 from .strongest import find_frames, hash_job, images_per_unit
 
 
+@ranks.together
 def project(
     model: nn.Module,
     images: Images = None,
@@ -96,7 +98,8 @@ def project(
     source = open_images(model, images, preprocess)
     batch_size = at_once(batch_size, source.batch_size, usual=32)
     device, dtype = placement(model)
-    with contextlib.nullcontext() if out is None else Draft(out) as draft:
+    team = ranks.team()
+    with contextlib.nullcontext() if out is None or team.rank > 0 else Draft(out) as draft:
         example = source.example(on_error).to(device, dtype)
         with untouched(model) as network:
             check_weights(network)
@@ -114,20 +117,26 @@ def project(
         )
         facts = _facts(found, source, rule, scan.skipped)
         known = {"kind": "projections", **facts}
-        if draft is None:
+        key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, saving, batch_size)
+        team.agree(key, "weights, images or options")
+        if team.rank > 0:
+            arrays = laid_out(frames.fields())
+        elif draft is None:
             arrays = allocate(frames, known)
         else:
-            key = hash_job(model, source, frames, saving, batch_size)
             arrays = draft.open(key, frames.fields(), known, frames.arrays())
         with untouched(model) as network:
             fill(network, source, frames, arrays, draft or Memory(), saving, batch_size, progress)
-        arrays["likeness"].copy_(likeness(arrays["projections"]))
-        if draft is not None:
+
+        def finish() -> Projections:
+            arrays["likeness"].copy_(likeness(arrays["projections"]))
+            if draft is None:
+                return Projections(**{**arrays, **facts})
             draft.finish()
-    if out is not None:
-        return Projections.load(out)
-    fields: dict[str, Any] = {**arrays, **facts}
-    return Projections(**fields)
+            return Projections.load(draft.path)
+
+        result: Projections = team.deliver(finish, Projections, out)
+    return result
 
 
 def _facts(layer: Layer, source: ImageSet, rule: str, skipped: tuple[tuple[int, str], ...]) -> dict[str, Any]:

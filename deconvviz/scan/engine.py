@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import math
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import ranks
 from ..checks import at_once
 from ..devices import lacks_memory
 from ..errors import ImageError, ModelError, OptionError
@@ -29,7 +31,8 @@ from ..rules.table import Saving
 from ..tape.operations import Tape
 from ..tape.record import dislikes_order, record
 from .accumulator import Accumulator, Flaw
-from .state import Progress, StateFile
+from .meetings import Meetings
+from .state import Progress, StateFile, pack, unpack
 
 SAVE_EVERY = 30.0  # seconds; more where writing takes long
 _LOOK_EVERY = 16  # batches, where a look at the numbers waits for the device
@@ -45,11 +48,14 @@ _Found = TypeVar("_Found", bound=Stored)
 
 
 class Scan:
-    """A pass over images that can stop after any batch and go on from a file.
+    """A pass over images that can stop after any batch and go on from a file, and that several processes can share.
 
     It owns batches, workers, device and memory format, the checks of what comes out, progress, the file that keeps
     its state, and images that cannot be read. What is measured is up to its accumulators, any number of them;
     `measured_for` says what else the result depends on.
+
+    Processes that share it take the batches in turn: the same batches as one process, so that each image gives the
+    same numbers. Every few seconds they meet, all of them equally far; then rank 0 can write down what they have.
     """
 
     def __init__(
@@ -68,7 +74,8 @@ class Scan:
     ) -> None:
         self.network, self.images, self.accumulators = unwrapped(model), images, tuple(accumulators)
         self.name, self.measured_for = name, measured_for
-        self.workers, self.on_error, self.progress = workers, on_error, progress
+        self.team = ranks.team()
+        self.workers, self.on_error, self.progress = workers, on_error, progress and self.team.rank == 0
         self.device, self.dtype = placement(self.network)
         # oneDNN runs convolutions a fifth faster in this order (AlexNet, 224 px, 1 core: 124 and 154 ms for
         # 16 images).
@@ -91,41 +98,64 @@ class Scan:
         With `out` the state is written there every half minute and when the pass stops, also by Ctrl-C, and goes on
         from there; afterwards the result takes its place.
         """
+        if self.team.size > 1:
+            self.team.agree(self.key, "weights, images or options")
+        if self.team.rank > 0:
+            out = None
         file = None if out is None else StateFile(out, self.key, len(self.images))
-        if file is not None:
-            found = file.finished(kind)
-            if found is not None:
-                return found
+        found = self.team.share(lambda: None if file is None else file.finished(kind))
+        if found is not None:
+            return found
         with contextlib.nullcontext() if out is None else locked(out):  # one writer at a time
-            result = finish(self.walk(out))
-            if file is not None:
-                file.finish(result)
-        return result
+            progress = self.walk(out)
+
+            def whole() -> _Found:
+                result = finish(progress)
+                if file is not None:
+                    file.finish(result)
+                return result
+
+            return self.team.share(whole)
 
     def walk(self, out: str | os.PathLike[str] | None = None) -> Progress:
-        """Walk the images that are left, with the state in `out`, and return how far the accumulators are."""
+        """Walk the images that are left, with the state in `out`, and return how far the accumulators are.
+
+        Of several processes rank 0 returns what all have found.
+        """
         self._file = None if out is None else StateFile(out, self.key, len(self.images))
-        state = Progress(0, self.accumulators)
-        if self._file is not None:
-            state = self._file.read(state)
-        self._state = state
-        saved, cost = time.monotonic(), 0.0
+        self._state = self._begin()
+        self._saved, self._cost = time.monotonic(), 0.0
+        together = self.team.size > 1  # then the state is what was found up to the last meeting
         try:
             with untouched(self.network), contextlib.closing(self._steps()) as steps:
                 for index, state in enumerate(steps):
                     if self.look or index % _LOOK_EVERY == _LOOK_EVERY - 1:
                         self._check(state)
-                    self._state = state
-                    if time.monotonic() - saved > SAVE_EVERY + 20 * cost:
-                        cost = self._save()
-                        saved = time.monotonic()
+                    if not together:
+                        self._state = state
+                        if self._is_due():
+                            self._save()
                 self._check(self._state)
         finally:
             if self._state.count > 0:
-                self._save()
+                if not together:
+                    self._save()
             elif self._file is not None:  # nothing was found: leave nothing
                 self._file.remove()
         return self._state
+
+    def _begin(self) -> Progress:
+        """Return the progress that the file holds; of several processes only rank 0 has what was found so far."""
+        found = Progress(0, self.accumulators)
+
+        def read() -> tuple[int, bool]:
+            nonlocal found
+            if self._file is not None:
+                found = self._file.read(found)
+            return found.count, found.alone
+
+        count, alone = self.team.share(read)
+        return found if self.team.rank == 0 else Progress(count, self.accumulators, {}, alone)
 
     def _steps(self) -> Generator[Progress]:
         """Yield the progress after each batch, or part of one that fits into memory."""
@@ -136,12 +166,19 @@ class Scan:
         if state.alone:
             self._size = 1
         elif state.count == 0 and self.batch_size > 1:
-            self._alone = self._observe(self.images.example(self.on_error).to(self.device, self.dtype))[0]
+            if self.team.size == 1:
+                self._alone = self._observe_first()
+            elif self.team.share(self._mixes):
+                self._size = 1
+        meetings = Meetings(self.team, state.count, total, self.batch_size)
         bar = tqdm(total=total, initial=state.count, unit=" images", disable=not self.progress, desc=self.name)
         # An error that somebody keeps would keep the workers, too, unless they are closed.
-        walk = self.images.batches(self.batch_size, state.count, self.workers, self.device, self.dtype, skipped)
+        turn = self.team.rank, self.team.size
+        walk = self.images.batches(self.batch_size, state.count, self.workers, self.device, self.dtype, skipped, turn)
         with bar, contextlib.closing(walk) as batches:  # type: ignore[type-var]
             for first, batch in batches:
+                while meetings.due(first):
+                    self._meet(meetings, state)
                 done = 0
                 while done < len(batch):
                     part = batch[done : done + self._size]
@@ -152,12 +189,53 @@ class Scan:
                     count = first + done
                     state = Progress(count, measured, dict(skipped or {}), self._size == 1 < self.batch_size)
                     yield state
-                    bar.update(count - bar.n)
+                    bar.update(meetings.reached(count) - bar.n)
+            if self.team.size > 1:
+                state = dataclasses.replace(state, skipped=dict(skipped or {}))
+                while not meetings.over:
+                    self._meet(meetings, state)
+                state, skipped = self._state, self._state.skipped
             if skipped and len(skipped) == total:
                 raise ImageError(f"none of the {total} images can be read: {next(iter(skipped.values()))}")
-            if state.count < total:  # the last ones were skipped
+            if state.count < total and self.team.size == 1:  # the last ones were skipped
                 yield Progress(total, state.accumulators, dict(skipped or {}), state.alone)
             bar.update(total - bar.n)
+
+    def _observe_first(self) -> dict[int, Tensor]:
+        """Return what the first image gives by itself."""
+        return self._observe(self.images.example(self.on_error).to(self.device, self.dtype))[0]
+
+    def _mixes(self) -> bool:
+        """Say, before several processes begin, whether the images of the first batch see each other."""
+        skipped: dict[int, str] | None = {} if self.on_error == "skip" else None
+        walk = self.images.batches(self.batch_size, 0, 0, self.device, self.dtype, skipped)
+        with contextlib.closing(walk) as batches:  # type: ignore[type-var]
+            first, batch = next(batches)  # `example` has found one that can be read
+        self._alone = self._observe_first()
+        while self._alone:  # again with less where memory is short
+            self._measured(self.accumulators, first, batch[: self._size])
+        return self._size == 1
+
+    def _meet(self, meetings: Meetings, state: Progress) -> None:
+        """Learn that all ranks are as far as this one; rank 0 writes down what all have found if it is time to."""
+        self._check(state)
+        reached = meetings.meet(self._file is not None and self._is_due())
+        if reached is None:
+            return
+        facts, arrays = pack(state.accumulators)
+        found, skipped = unpack(self.accumulators, facts, arrays), dict(state.skipped)
+
+        def take(rank: int, facts: Any, arrays: dict[str, Tensor]) -> None:
+            nonlocal found
+            parts, more = facts
+            other = unpack(self.accumulators, parts, arrays)
+            found = tuple(a.merge(b) for a, b in zip(found, other, strict=True))
+            skipped.update(more)
+
+        self.team.gather((facts, skipped), arrays, take)
+        if self.team.rank == 0:
+            self._state = Progress(reached, found, skipped, self._size == 1 < self.batch_size)
+            self._save()
 
     def _measured(
         self, accumulators: Sequence[Accumulator], first: int, batch: Tensor
@@ -248,12 +326,17 @@ class Scan:
             "precision."
         )
 
-    def _save(self) -> float:
-        """Write the state; return how many seconds it took."""
+    def _is_due(self) -> bool:
+        """Say whether the state should be written."""
+        return time.monotonic() - self._saved > SAVE_EVERY + 20 * self._cost
+
+    def _save(self) -> None:
+        """Write the state, and note how many seconds that took."""
         start = time.monotonic()
         if self._file is not None:
             self._file.write(self._state)
-        return time.monotonic() - start
+        self._saved = time.monotonic()
+        self._cost = self._saved - start
 
     @functools.cached_property
     def key(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,10 +55,7 @@ class StateFile:
         arrays, meta = store.load(self.path, store.SCAN, check=True)
         self._check(meta.get("scan"), f"{meta.get('count')} of {meta.get('total')} images")
         facts: dict[str, Any] = dict(meta)
-        kept = tuple(
-            one.from_state(known, _part(arrays, number))
-            for number, (one, known) in enumerate(zip(start.accumulators, facts["parts"], strict=True))
-        )
+        kept = unpack(start.accumulators, facts["parts"], arrays)
         skipped = {int(i): reason for i, reason in facts["skipped"].items()}
         return Progress(facts["count"], kept, skipped, facts["alone"])
 
@@ -70,12 +68,7 @@ class StateFile:
 
     def write(self, progress: Progress) -> None:
         """Write how far the pass is, all or nothing."""
-        arrays: dict[str, Tensor] = {}
-        parts = []
-        for number, one in enumerate(progress.accumulators):
-            facts, found = one.state()
-            parts.append(facts)
-            arrays |= {f"{number}/{name}": array.cpu() for name, array in found.items()}
+        parts, arrays = pack(progress.accumulators)
         skipped = {str(i): reason for i, reason in progress.skipped.items()}
         meta = {"kind": store.SCAN, "scan": self.key, "count": progress.count, "total": self.total, "parts": parts}
         store.save(self.path, arrays, {**meta, "skipped": skipped, "alone": progress.alone})
@@ -90,6 +83,25 @@ class StateFile:
         """Take the file away, if it is still the one that was written here."""
         if self._written is not None and self.path.exists() and _mark(self.path) == self._written:
             self.path.unlink()
+
+
+def pack(accumulators: Sequence[Accumulator]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Return the states of several accumulators, on the CPU."""
+    arrays: dict[str, Tensor] = {}
+    parts = []
+    for number, one in enumerate(accumulators):
+        facts, found = one.state()
+        parts.append(facts)
+        arrays |= {f"{number}/{name}": array.cpu() for name, array in found.items()}
+    return parts, arrays
+
+
+def unpack(
+    start: Sequence[Accumulator], parts: Sequence[dict[str, Any]], arrays: dict[str, Tensor]
+) -> tuple[Accumulator, ...]:
+    """Take back what `pack` returned, given the accumulators before the first image."""
+    each = enumerate(zip(start, parts, strict=True))
+    return tuple(one.from_state(facts, _part(arrays, number)) for number, (one, facts) in each)
 
 
 def _part(arrays: dict[str, Tensor], number: int) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..checks import is_whole, whole
 from ..devices import doubled
 from ..errors import ImageError, OptionError
@@ -69,6 +70,7 @@ class Neighbours(Result):
         return "\n".join([*lines, *skipped_lines(self.skipped)])
 
 
+@ranks.together
 def nearest(
     model: nn.Module,
     images: Images = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ranks
 from ..checks import whole
 from ..errors import ModelError, OptionError
 from ..images import Images, open_images
@@ -90,6 +92,7 @@ class Probe(Result):
         return "\n".join([*lines, chance, *skipped_lines(self.skipped)])
 
 
+@ranks.together
 def probe(
     model: nn.Module,
     images: Images,
@@ -208,7 +211,7 @@ class Features(Accumulator):
 
     read: tuple[Layer, ...]
     most: int
-    tables: tuple[Tensor, ...] = ()  # per batch, the layers' numbers side by side
+    tables: tuple[tuple[int, Tensor], ...] = ()  # per batch its first image, and the layers' numbers side by side
 
     @property
     def layers(self) -> Sequence[Layer]:
@@ -221,19 +224,27 @@ class Features(Accumulator):
             F.adaptive_avg_pool2d(x.float(), _grid(layer, self.most)).flatten(1)
             for layer, x in zip(self.read, responses, strict=True)
         ]
-        return dataclasses.replace(self, tables=(*self.tables, torch.cat(rows, 1).cpu()))
+        return dataclasses.replace(self, tables=(*self.tables, (first, torch.cat(rows, 1).cpu())))
 
     def merge(self, other: Features) -> Features:
-        """Return the features of both, the other's behind."""
-        return dataclasses.replace(self, tables=self.tables + other.tables)
+        """Return the features of both, in the images' order."""
+        return dataclasses.replace(self, tables=tuple(sorted(self.tables + other.tables, key=lambda table: table[0])))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return one table."""
-        return {}, {"table": torch.cat(self.tables)} if self.tables else {}
+        numbers = torch.cat([first + torch.arange(len(table)) for first, table in self.tables]) if self.tables else None
+        return {}, {} if numbers is None else {"table": torch.cat([x for _, x in self.tables]), "images": numbers}
 
     def from_state(self, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Features:
         """Take the table back."""
-        return dataclasses.replace(self, tables=(arrays["table"].clone(),) if arrays else ())
+        if not arrays:
+            return self
+        table = arrays["table"].clone()
+        numbers = arrays.get("images", torch.arange(len(table)))  # files of before have none
+        # One table for each run of successive images, so that those of others fit between.
+        cuts = [0, *((numbers.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(numbers)]
+        runs = itertools.pairwise(cuts)
+        return dataclasses.replace(self, tables=tuple((int(numbers[a]), table[a:b]) for a, b in runs))
 
     def describe(self) -> str:
         """Say which layers, and how many numbers of each."""
@@ -241,12 +252,13 @@ class Features(Accumulator):
 
     def flaw(self) -> Flaw | None:
         """Look at the last batch."""
-        if not self.tables or torch.isfinite(self.tables[-1]).all():
+        if not self.tables or torch.isfinite(self.tables[-1][1]).all():
             return None
-        row, column = (int(x) for x in (~torch.isfinite(self.tables[-1])).nonzero()[0])
+        first, table = self.tables[-1]
+        row, column = (int(x) for x in (~torch.isfinite(table)).nonzero()[0])
         ends = torch.tensor(self._sizes()).cumsum(0)
         layer = self.read[int((ends <= column).sum())]
-        return Flaw(layer.name, None, sum(map(len, self.tables[:-1])) + row)
+        return Flaw(layer.name, None, first + row)
 
     def _sizes(self) -> list[int]:
         grids = ((layer.units, *_grid(layer, self.most)) for layer in self.read)
@@ -254,7 +266,7 @@ class Features(Accumulator):
 
     def result(self) -> list[Tensor]:
         """Return each layer's features (N, at most `most`) float32."""
-        return list(torch.cat(self.tables).split(self._sizes(), 1))
+        return list(torch.cat([table for _, table in self.tables]).split(self._sizes(), 1))
 
 
 def _grid(layer: Layer, most: int) -> tuple[int, int]:

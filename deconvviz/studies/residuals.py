@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import ranks
 from ..errors import LayerError
 from ..images import Images, open_images
 from ..model.table import Layer, maker_of
@@ -79,6 +80,7 @@ class ResidualShares(Result):
         return "\n".join([head, *lines, *skipped_lines(self.skipped)])
 
 
+@ranks.together
 def residual_share(
     model: nn.Module,
     images: Images = None,

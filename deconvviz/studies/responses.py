@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..devices import doubled
 from ..errors import LayerError, OptionError
 from ..images import Images, open_images
@@ -148,6 +149,7 @@ def combine(a: tuple[Any, Tensor, Tensor], b: tuple[Any, Tensor, Tensor]) -> tup
     return mean_a + step * share, squares_a + squares_b + step.square() * count_a * share
 
 
+@ranks.together
 def response_std(
     model: nn.Module,
     images: Images = None,
@@ -239,7 +241,12 @@ class Moments(Accumulator):
     def update(self, first: int, responses: Sequence[Tensor], output: Tensor | None) -> Moments:
         """Take in a batch."""
         new = dataclasses.replace(self, count=len(responses[0]), parts=tuple(moments(x) for x in responses))
-        return self.merge(new)
+        device = new.parts[0][1].device  # what was read from a file is on the CPU
+        return self._on(device).merge(new)
+
+    def _on(self, device: torch.device) -> Moments:
+        parts = tuple((number, mean.to(device), squares.to(device)) for number, mean, squares in self.parts)
+        return dataclasses.replace(self, parts=parts)
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both."""

@@ -43,7 +43,8 @@ class Strongest(Accumulator):
         if self.before is not None:
             sources = zip((layer.value for layer in self.before.layers), responses[1:], strict=True)
             ranked = self.before.build(dict(sources)).reshape(response.shape)
-        places = empty(response) if self.places is None else self.places
+        # What was read from a file is on the CPU.
+        places = empty(response) if self.places is None else Places(*(x.to(response.device) for x in self.places))
         look = response.device.type == "cpu"
         return dataclasses.replace(self, places=absorb(places, response, ranked, first, self.k, look, self.origins))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..checks import whole
 from ..errors import LayerError, OptionError
 from ..images import Images, ImageSet, open_images
@@ -21,6 +22,7 @@ from .saturation import before_saturation
 _DISTINCT = ("source", "label")
 
 
+@ranks.together
 def top(
     model: nn.Module,
     images: Images = None,

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from .. import ranks
 from ..errors import StoreError
 from ..results.store import replacing
 from .result import Epoch
@@ -43,16 +44,27 @@ def write(path: Path, signature: Mapping[str, Any], history: Sequence[Epoch], pa
 
 
 def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[Epoch]:
-    """Take the state back, if there is any, after checking that it is this run's; return its history."""
-    if not path.exists():
+    """Take the state back, if there is any, after checking that it is this run's; return its history.
+
+    Of several processes rank 0 reads the file, and all take the same state.
+    """
+
+    def contents() -> bytes | None:
+        try:
+            return _contents(path) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise _unreadable(path) from error
+
+    found = ranks.team().share(contents)
+    if found is None:
         return []
     try:
         # On the CPU: what loads its state copies it to where it is, and no GPU has to hold both.
-        state = torch.load(io.BytesIO(_contents(path)), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(found), map_location="cpu", weights_only=True)
         before, history = dict(state["signature"]), [Epoch(**row) for row in state["history"]]
         states = {name: state[name] for name in parts}
     except Exception as error:  # whatever a damaged file makes of itself
-        raise StoreError(f"{path} is no checkpoint of deconvviz, or damaged. Try resume=False.") from error
+        raise _unreadable(path) from error
     for key, value in signature.items():
         if before.get(key) != value:
             raise StoreError(
@@ -73,6 +85,10 @@ def _contents(path: Path) -> bytes:
     if hashlib.blake2b(data[:end], digest_size=_SUM).digest() != data[end : end + _SUM]:
         raise ValueError("the checksum is wrong")
     return data[:end]
+
+
+def _unreadable(path: Path) -> StoreError:
+    return StoreError(f"{path} is no checkpoint of deconvviz, or damaged. Try resume=False.")
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

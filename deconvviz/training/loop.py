@@ -21,6 +21,7 @@ from . import pixels as _pixels
 from .recipe import clamp_filters, rate
 from .result import Epoch
 from .run import Run, epoch_seed
+from .sharing import whole_batches
 
 
 class After(Protocol):
@@ -37,20 +38,27 @@ def loop(run: Run, path: Path, signature: Mapping[str, Any], resume: bool, after
     """Train the epochs that the checkpoint at `path` does not hold; return the history of all."""
     history = _checkpoint.read(path, signature, run.parts) if resume else []
     after.begin(len(history))
-    for number in range(len(history) + 1, run.recipe.epochs + 1):
-        start = time.perf_counter()
+    with whole_batches(run.model, run.part, run.device) as run.called:
+        for number in range(len(history) + 1, run.recipe.epochs + 1):
+            history.append(_epoch(run, number, history))
+            # The checkpoint comes last: a run that is killed here repeats the epoch, so no file or call is lost.
+            after(run.model, number)
+            run.part.team.share(lambda: _checkpoint.write(path, signature, history, run.parts))
+            if run.bar:
+                tqdm.write(str(history[-1]), sys.stderr)
+                sys.stderr.flush()
+    return history
+
+
+def _epoch(run: Run, number: int, history: list[Epoch]) -> Epoch:
+    """Train and validate once; of several processes all return what rank 0 measured."""
+    start, team = time.perf_counter(), run.part.team
+    with team.unheard():
         with seeded(epoch_seed(run.seed, number), run.device):
             loss, accuracy, lr = _pass(run, number, history)
         val_loss, top1, top5 = _validate(run)
-        seconds = time.perf_counter() - start
-        history.append(Epoch(number, loss, accuracy, val_loss, top1, top5, lr, seconds))
-        # The checkpoint comes last: a run that is killed here repeats the epoch, so no file or call is lost.
-        after(run.model, number)
-        _checkpoint.write(path, signature, history, run.parts)
-        if run.bar:
-            tqdm.write(str(history[-1]), sys.stderr)
-            sys.stderr.flush()
-    return history
+    seconds = time.perf_counter() - start
+    return team.share(lambda: Epoch(number, loss, accuracy, val_loss, top1, top5, lr, seconds))
 
 
 def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, float]:
@@ -70,6 +78,8 @@ def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, fl
     for i, (count, here, there, window) in enumerate(zip(bar, *at, windows, strict=True)):
         step = (number - 1) * len(counts) + i
         lr = rate(run.recipe, step, len(counts), errors)
+        own = run.part.take(count)
+        here, there, window = here[own], there[own], window.take(own)
         crops, labels = _pixels.random_crops(images[here], window, size, fill), run.train.labels[there]
         tally.look()
         tally.add(step, lr, count, _step(run, crops, labels, lr))
@@ -115,9 +125,12 @@ class _Tally:
 
 def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
     """Change the weights once: (loss, number of right answers), on the device."""
-    logits = run.logits(crops)
-    loss = cross_entropy(logits, labels, label_smoothing=run.recipe.label_smoothing)
-    numbers = torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss)])
+    logits, part = run.logits(crops), run.part
+    each = cross_entropy(logits, labels, label_smoothing=run.recipe.label_smoothing, reduction="none")
+    loss = part.counted(each).sum() / part.count
+    hits = part.counted((logits.argmax(1) == labels).to(loss)).sum()
+    numbers = part.team.add(torch.stack([loss.detach(), hits]))
+    loss = loss * part.team.size  # gradients are averaged over the processes, the loss is summed
     # Where looking costs no wait, a loss that is not finite leaves the weights alone.
     if run.device.type == "cpu" and not math.isfinite(numbers[0]):
         return numbers
@@ -136,14 +149,18 @@ def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> tor
 def _validate(run: Run) -> tuple[float, float, float]:
     """Return the mean loss, the top-1 and the top-5 accuracy on the centre crops."""
     run.model.eval()
+    team = run.part.team
     sums = []
     at = (index.split(4 * run.recipe.batch_size) for index in run.val.rows(run.val.good))
-    for here, there in zip(*at, strict=True):
+    for number, (here, there) in enumerate(zip(*at, strict=True)):
+        if number % team.size != team.rank:
+            sums.append(torch.zeros(3, device=run.device))
+            continue
         labels = run.val.labels[there]
         logits = run.logits(_pixels.centre_crops(run.val.images[here], run.card.input_size[0]))
         loss = cross_entropy(logits, labels, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         sums.append(torch.stack([loss, hits[:, 0].sum().to(loss), hits.sum().to(loss)]))
     n = len(run.val.good)
-    total, first, five = (sum(column) / n for column in zip(*torch.stack(sums).tolist(), strict=True))
+    total, first, five = (sum(column) / n for column in zip(*team.add(torch.stack(sums)).tolist(), strict=True))
     return total, first, five

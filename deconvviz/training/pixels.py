@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .. import ranks
 from ..devices import free_bytes
 from ..errors import ImageError, OptionError
 from ..images.preprocess import check_resized
@@ -133,29 +134,44 @@ class Decoder:
             raise ImageError(f"none of the {len(bad)} images could be read, the first is {bad[0]}.")
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-            warnings.warn(f"skipped unreadable images: {', '.join(map(str, bad[:5]))}{more}", stacklevel=4)
+            warnings.warn(f"skipped unreadable images: {', '.join(map(str, bad[:5]))}{more}", stacklevel=5)
         return Pixels(images, torch.tensor(files.labels), good.nonzero().flatten()), bad
 
     def _decode_into_memory(self, files: Files) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.zeros((len(files.paths), self.size, self.size, 3), dtype=torch.uint8)
         good = torch.zeros(len(files.paths), dtype=torch.bool)
-        self._decode_into(images, good, files)
+        # Of several processes each decodes a part and gets the others'.
+        team, count = ranks.team(), len(files.paths)
+        cuts = [rank * count // team.size for rank in range(team.size + 1)]
+        self._decode_into(images, good, files, range(cuts[team.rank], cuts[team.rank + 1]))
+        for rank in range(team.size):
+            own = slice(cuts[rank], cuts[rank + 1])
+            team.spread(images[own], rank)
+            team.spread(good[own], rank)
         return images, good
 
     def _decode_into_cache(self, files: Files, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         facts = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
         key = hashlib.sha256(repr((facts, self.size, self.interpolation)).encode()).hexdigest()
-        if path.exists():
-            arrays, meta = _store.load(path, "pixels")
-            if meta.get("key") == key:
-                return arrays["images"], arrays["good"]
         n = len(files.paths)
         fields = {"images": (torch.uint8, (n, self.size, self.size, 3)), "good": (torch.bool, (n,))}
-        with _store.filling(path, fields, {"kind": "pixels", "key": key}) as arrays:
-            self._decode_into(arrays["images"], arrays["good"], files)
+        team = ranks.team()
+        for first in (True, False):  # of several processes the first of each machine decodes for all of it
+            if first == (team.local == 0):
+                arrays = self._cached(path, key) or self._fill_cache(files, path, key, fields)
+            team.exchange()
         return arrays["images"], arrays["good"]
 
-    def _decode_into(self, images: torch.Tensor, good: torch.Tensor, files: Files) -> None:
+    def _cached(self, path: Path, key: str) -> dict[str, torch.Tensor] | None:
+        arrays, meta = _store.load(path, "pixels") if path.exists() else ({}, {})
+        return arrays if meta.get("key") == key else None
+
+    def _fill_cache(self, files: Files, path: Path, key: str, fields: _store.Fields) -> dict[str, torch.Tensor]:
+        with _store.filling(path, fields, {"kind": "pixels", "key": key}) as arrays:
+            self._decode_into(arrays["images"], arrays["good"], files, range(len(files.paths)))
+        return arrays
+
+    def _decode_into(self, images: torch.Tensor, good: torch.Tensor, files: Files, wanted: range) -> None:
         resample = _FILTERS[self.interpolation]
 
         def one(i: int) -> None:
@@ -165,8 +181,8 @@ class Decoder:
 
         off = None if self.progress else True  # None: a bar on a terminal only
         with ThreadPoolExecutor(self.workers) as pool:  # PIL decodes without holding Python's lock
-            done = pool.map(one, range(len(files.paths)))
-            for _ in tqdm(done, "decoding", len(files.paths), unit="image", disable=off):
+            done = pool.map(one, wanted)
+            for _ in tqdm(done, "decoding", len(wanted), unit="image", disable=off):
                 pass
 
 
@@ -196,6 +212,10 @@ class Windows:
     rows: torch.Tensor
     cols: torch.Tensor
     mirrored: torch.Tensor
+
+    def take(self, own: slice) -> Windows:
+        """Return some of them."""
+        return Windows(self.rows[own], self.cols[own], self.mirrored[own])
 
     @classmethod
     def draw(cls, count: int, full: int, size: int, shift: int, generator: torch.Generator) -> Windows:

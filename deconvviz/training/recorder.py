@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..checks import whole
 from ..errors import LayerError, StoreError
 from ..guard import placement, untouched
@@ -113,6 +114,7 @@ class Recorder:
         """Read the recording in a file, also of a run that has not ended."""
         return Recording.load(path)
 
+    @ranks.together
     def __call__(self, model: nn.Module, epoch: int) -> bool:
         """Record the model as it is after `epoch`, if this is one to keep; return whether it is.
 
@@ -124,9 +126,14 @@ class Recorder:
         if self._opened is None:
             self.prepare(model)
         assert self._opened is not None
-        add(self.path, self._snapshot(model, self._opened, (epoch,)))
+        self._add(self._snapshot(model, self._opened, (epoch,)))
         return True
 
+    def _add(self, snapshot: Recording) -> None:
+        """Put it into the file: of several processes one does, and the others learn whether it could."""
+        ranks.team().share(lambda: add(self.path, snapshot))
+
+    @ranks.together
     def prepare(self, model: nn.Module, *, card: Card | None = None) -> None:
         """Find out now what would go wrong at a recorded epoch, on one image; make the file if there is none.
 
@@ -137,14 +144,15 @@ class Recorder:
             known = of_card(card)
         self._opened = open_images(model, self._images, known)
         self._identity = self._opened.fingerprint()
-        add(self.path, self._snapshot(model, ImageSet(Tensors(self._opened.take([0])), self._opened.preprocess), ()))
+        one = ImageSet(Tensors(self._opened.take([0])), self._opened.preprocess)
+        self._add(self._snapshot(model, one, ()))
 
     def follow(self, epoch: int) -> None:
         """Refuse a file that cannot belong to a training that goes on after `epoch`.
 
         It may hold the next one: a run that was killed between recording an epoch and its checkpoint repeats it.
         """
-        last = max(self.recording.epochs, default=0)
+        last = ranks.team().share(lambda: max(self.recording.epochs, default=0))
         if last > epoch + 1:
             raise StoreError(
                 f"{self.path} holds epoch {last}, but the training goes on after epoch {epoch}: it is another "

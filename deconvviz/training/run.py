@@ -17,6 +17,7 @@ from . import pixels as _pixels
 from .checkpoint import Stateful
 from .recipe import RECIPES, Recipe
 from .result import Epoch
+from .sharing import Part
 
 
 @dataclasses.dataclass
@@ -32,8 +33,10 @@ class Run:
     amp: torch.dtype | None
     seed: int
     bar: bool
+    part: Part
     optimizer: torch.optim.Optimizer = dataclasses.field(init=False)
     scaler: torch.amp.GradScaler = dataclasses.field(init=False)
+    called: nn.Module = dataclasses.field(init=False)  # the model in training mode, or what shares its batches
     mean: torch.Tensor = dataclasses.field(init=False)
     std: torch.Tensor = dataclasses.field(init=False)
 
@@ -41,6 +44,7 @@ class Run:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise ModelError("no parameter of the model has requires_grad=True: there is nothing to train.")
+        self.called = self.model
         r = self.recipe
         scaled = self.amp == torch.float16
         # The fused optimizer learns on the device whether to leave a step out; any other makes the host wait for that.
@@ -59,7 +63,7 @@ class Run:
         """Run bytes (N, 3, H, W) through the model: (N, classes) float32."""
         pixels = _pixels.normalise(sent(batch, self.device), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            out = self.model(pixels)
+            out = (self.called if self.model.training else self.model)(pixels)
         classes = len(self.card.classes or ())
         if not isinstance(out, torch.Tensor) or out.ndim != 2 or out.shape[1] != classes:
             given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__

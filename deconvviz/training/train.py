@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .. import zoo
+from .. import ranks, zoo
 from ..checks import find_device
 from ..errors import OptionError
 from ..guard import seeded
@@ -25,6 +25,7 @@ from .recipe import RECIPES, Recipe, choose
 from .render import Decoded, Rendering
 from .result import Epoch, Training
 from .run import Run, autocast_dtype, epoch_seed
+from .sharing import Part
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "Epoch", "Recipe", "Training", "train"]
 
 
+@ranks.together
 def train(
     model: nn.Module | str,
     data: str | os.PathLike[str],
@@ -70,6 +72,11 @@ def train(
     crops and flips are cut from them batch by batch. An epoch's order, crops and dropout depend on `seed` and
     the epoch's number alone, and a checkpoint follows each epoch: on a CPU, with the same number of threads,
     a run that was killed and started again ends with the same bits as one that was not.
+
+    In a process group (torchrun, or `torch.distributed` that was initialized before) every process makes the same call
+    and computes its part of each batch, by `DistributedDataParallel`: the history is one process's with the whole batch
+    up to rounding, batch normalization and dropout included; other random operations draw in each process for itself.
+    Rank 0 writes, and a run goes on with any number of processes. `on_epoch` is called on all.
 
     Args:
         model: a name of the zoo, or a module (N, 3, S, S) to (N, classes), which is trained in place, all of
@@ -120,35 +127,43 @@ def train(
     Source: Zeiler & Fergus 2014, section 3 (recipe "paper"); He et al. 2016, section 4.2 ("cifar").
     """
     chosen = choose(recipe, epochs=epochs, batch_size=batch_size, lr=lr, clamp_rms=clamp_rms)
-    place = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    team = ranks.team()
+    place = find_device(device or (f"cuda:{team.local}" if torch.cuda.is_available() else "cpu"))
     amp = autocast_dtype(dtype, place)
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
     keeper = None if recorder is None else _prepare_recorder(recorder, network, card)
     out, folder = Path(out), None if cache is None else Path(cache)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_claim(out))
-        pictures = None if render is None else stack.enter_context(_prepare_pictures(render, network, card, progress))
-        decoder = _pixels.Decoder(
-            card.resize, card.interpolation, folder, workers or min(8, os.cpu_count() or 1), progress
-        )
+        pictures = None
+        if team.rank == 0:
+            stack.enter_context(_claim(out))
+            with ranks.alone():
+                pictures = stack.enter_context(_prepare_pictures(render, network, card, progress)) if render else None
+        bar = progress and team.rank == 0
+        decoder = _pixels.Decoder(card.resize, card.interpolation, folder, workers or min(8, os.cpu_count() or 1), bar)
         pixels, val, skipped = decoder.decode_both(files, val_files, validation, seed)
         names = tuple((class_names or {}).get(name, name) for name in files.classes)
         card = dataclasses.replace(card, classes=names, licence=licence)
         stack.enter_context(_lend(network, place))
-        run = Run(network, chosen, card, pixels.near(place), val.near(place), place, amp, seed, progress)
+        run = Run(network, chosen, card, pixels.near(place), val.near(place), place, amp, seed, bar, Part(team))
         signature = run.signature(files, val_files)
+        team.agree(signature, "images or options")
         history = loop(run, out / "checkpoint.pt", signature, resume, _After(out, keep_epochs, keeper, on_epoch))
-        _checkpoint.save_weights(network, out / "weights.safetensors")
         entry = run.card_entry(Path(data), files, history[-1])
         card = dataclasses.replace(card, weights_file="weights.safetensors", training=entry)
-        card.write(out / "card.json")
-        result = Training(tuple(history), out / "weights.safetensors", out / "card.json", skipped)
-        if pictures is not None:
+
+        def finish() -> Training:
+            _checkpoint.save_weights(network, out / "weights.safetensors")
+            card.write(out / "card.json")
+            result = Training(tuple(history), out / "weights.safetensors", out / "card.json", skipped)
+            if pictures is None:
+                return result
             images = Decoded.open(run.val, val_files or files, card)
             seen = None if keeper is None else keeper.recording
-            page = pictures.draw(network, card, images, result, seen)
-            result = dataclasses.replace(result, page=page)
+            return dataclasses.replace(result, page=pictures.draw(network, card, images, result, seen))
+
+        result = team.share(finish)
     if hasattr(model, "card"):
         model.card = card
     return result
@@ -180,7 +195,8 @@ class _After:
 
     def __call__(self, model: nn.Module, number: int) -> None:
         if number in self.keep:
-            _checkpoint.save_weights(model, self.out / f"epoch-{number:03d}.safetensors")
+            path = self.out / f"epoch-{number:03d}.safetensors"
+            ranks.team().share(lambda: _checkpoint.save_weights(model, path))
         if self.recorder is not None:
             self.recorder(model, number)
         if self.call is not None:

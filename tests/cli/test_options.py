@@ -88,4 +88,7 @@ def test_help_has_an_example_that_is_understood(command, capsys):
 
 def test_every_public_function_is_a_command():
     functions = {n for n in deconvviz.__all__ if inspect.isfunction(getattr(deconvviz, n))}
-    assert functions - {c.function for c in COMMANDS} == {"compare_filters"}  # filters --compare
+    assert functions - {c.function for c in COMMANDS} == {
+        "alone",  # for programs
+        "compare_filters",  # filters --compare
+    }
