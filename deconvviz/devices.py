@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 _LACKING = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 # How errors of the device itself begin, which say nothing of the model.
 _OF_THE_DEVICE = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "cuBLAS", "HIP", "MPS backend", "XPU", "Level")
+
+_Result = TypeVar("_Result")
 
 _lock = threading.Lock()
 _inside = 0
@@ -76,11 +78,15 @@ def _turn(switches: list[tuple[Any, str, Any]]) -> None:
             setattr(owner, name, value)
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that the device has no memory left, whichever library says so."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LACKING)
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that the device has no memory left, whichever library says so."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _LACKING):
+            return True
+        error = error.__cause__
+    return False
 
 
 def of_the_device(error: BaseException) -> bool:
@@ -104,3 +110,67 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
+
+
+class Portions:
+    """Runs work in portions of at most `most` items; where memory does not suffice they are halved, for good.
+
+    One item that does not fit alone is the caller's to hear of: the error comes through.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = max(1, most)
+
+    def run(self, work: Callable[[Tensor], _Result], items: Tensor) -> Iterator[_Result]:
+        """Yield `work(some)` for all `items` (n,), in their order."""
+
+        def one(some: Tensor) -> Iterator[_Result]:
+            yield work(some)
+
+        return self.steps(one, items)
+
+    def steps(self, work: Callable[[Tensor], Iterator[_Result]], items: Tensor) -> Iterator[_Result]:
+        """Yield each step of `work(some)` for all `items` (n,); the work on some begins again where it did not fit."""
+        first = 0
+        while first < len(items):
+            some = items[first : first + self.most]
+            if (yield from _fitting(work, some)):
+                first += len(some)
+            else:  # outside of the handler: the error holds on to the memory that it lacked
+                self.most = len(some) // 2
+                release()
+
+
+def _fitting(work: Callable[[Tensor], Iterator[_Result]], items: Tensor) -> Generator[_Result, None, bool]:
+    """Yield the steps; return whether memory sufficed. An error of one item, or another error, comes through."""
+    steps = work(items)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration:
+            return True
+        except Exception as error:
+            if len(items) == 1 or not lacks_memory(error):
+                raise
+            return False
+        yield step
+
+
+def fitting(work: Callable[[int], _Result], most: int) -> _Result:
+    """Return `work(size)` for the largest of `most`, its half, its quarter … that memory suffices for."""
+    while True:
+        try:
+            return work(most)
+        except Exception as error:
+            if most == 1 or not lacks_memory(error):
+                raise
+        most //= 2
+        release()
+
+
+def release() -> None:
+    """Give back what torch holds of a device's memory without using it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

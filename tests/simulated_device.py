@@ -10,7 +10,7 @@ devices in one operation (but for single numbers and the CPU's indices), `numpy(
 `non_blocking=True` holds garbage until something waits for the device. Every kernel and every wait of the host is
 counted for the line of the package that caused it.
 
-Not simulated: time, streams, the memory in use, a kernel's own rounding, kernels that are missing.
+Not simulated: time, streams, the sum of the memory in use, a kernel's own rounding, kernels that are missing.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Device:
 
     type: str = "cuda"
     limit: int = 0  # bytes of the largest tensor that fits; 0: any
+    largest: int = 0  # bytes of the largest tensor that was made
     tf32: bool = False  # whether products of float32 lose 13 bits where torch's flags allow it, as on an H100
     float64: bool = True  # not on MPS
     free: int = 60 << 30
@@ -215,8 +216,10 @@ def _on_values(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*plain_args, **plain)
     made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
     views = any(a.alias_info for a in func._schema.returns)
-    if HERE.limit and not views and any(x.nbytes > HERE.limit for x in made):
-        raise _lacking(f"{func} wants more than {HERE.limit} bytes")
+    if not views:
+        if HERE.limit and any(x.nbytes > HERE.limit for x in made):
+            raise _lacking(f"{func} wants more than {HERE.limit} bytes")
+        HERE.largest = max([HERE.largest, *(x.nbytes for x in made)])
     if not HERE.float64 and any(x.dtype == torch.float64 for x in made):
         raise TypeError(f"Cannot convert a {HERE.type} Tensor to float64 dtype as the framework doesn't support it.")
     return result
@@ -314,6 +317,8 @@ def simulated(type: str = "cuda", **options: Any) -> Iterator[Device]:
         if type == "cuda":
             for name, value in _cuda(here).items():
                 patch.setattr(torch.cuda, name, value)
+            for name in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):
+                patch.setattr(torch.optim.Optimizer, name, lambda self: None, raising=False)
         torch.__future__.set_swap_module_params_on_conversion(True)  # CUDA keeps a parameter's identity
         try:
             yield here

@@ -200,6 +200,55 @@ def test_a_device_that_has_no_float64(name, tmp_path):
         same(found, wanted, share=1024 * torch.finfo(torch.float32).eps)  # seven layers of sums of up to 100 terms
 
 
+# What makes do with smaller batches; each call is as small as it can be and still has batches to halve.
+TIGHT = {
+    "deconv": lambda m, x, p: deconvviz.deconv(m, x, layer="block1", unit=3, **SPEC),
+    "project": lambda m, x, p: deconvviz.project(m, x, layer="block1", units=[0, 1], k=3, **SPEC),
+    "project the maps' every unit": lambda m, x, p: deconvviz.project(m, x, layer="stem", units="all", k=4, **SPEC),
+    "top": lambda m, x, p: deconvviz.top(m, x, layers=["stem"], k=2, **SPEC),
+    "occlude": lambda m, x, p: deconvviz.occlude(m, x[:1], size=8, stride=8, layer="stem", **SPEC),
+    "occlude in full": lambda m, x, p: deconvviz.occlude(m, x[:1], size=8, stride=8, method="full", **SPEC),
+    "evidence": lambda m, x, p: deconvviz.evidence(m, x[:2], layer="block1", units=[1], k=1, size=9, **SPEC),
+    "evidence in full": lambda m, x, p: deconvviz.evidence(
+        m, x[:2], layer="block1", units=[1], k=1, size=9, method="full", **SPEC
+    ),
+    "response_std": lambda m, x, p: deconvviz.response_std(m, x, layers=["stem"], **SPEC),
+    "invariance": lambda m, x, p: deconvviz.invariance(m, x[:1], layers=["stem"], transforms=MOVES, **SPEC),
+    "correspondence": lambda m, x, p: deconvviz.correspondence(
+        m, x[:4], parts={"eye": [(2, 2, 9, 9)] * 4}, layers=["stem"], draws=1, **SPEC
+    ),
+    "maximize": lambda m, x, p: deconvviz.maximize(
+        m, layer="stem", units=[0, 1, 2], input_size=(3, SIDE, SIDE), steps=2, robust=False, **SPEC
+    ),
+    "invert": lambda m, x, p: deconvviz.invert(m, x[0], layer=["stem"], starts=3, steps=2, **SPEC),
+    "report": lambda m, x, p: (
+        deconvviz.report(m, x, layers=["stem"], units=[0], k=2, occlusion=0, out=p / "a.html", **SPEC)
+        .read_text()
+        .partition("data")[2]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_where_memory_does_not_suffice_batches_are_halved(name, tmp_path):
+    found = []
+    for folder in ("wide", "tight"):
+        (tmp_path / folder).mkdir()
+        torch.manual_seed(0)
+        with simulated() as device:
+            model = network()
+            model.stem.stride = 1, 1  # its maps are larger than the images, as they are in most networks
+            model.card = deconvviz.zoo.Card("network", "", input_size=(SIDE, SIDE))
+            model, x = model.to("cuda"), images(6).double().to("cuda")
+            device.largest, device.limit = 0, found[0][1] - 1 if found else 0
+            result = TIGHT[name](model, x, tmp_path / folder)
+            result = result.cpu() if isinstance(result, torch.Tensor) else result
+            found.append((result, device.largest))
+    (wanted, most), (result, tight) = found
+    assert tight < most
+    same(result, wanted)
+
+
 def folder_of(path: Path) -> Path:
     for i, x in enumerate(images()):
         (path / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..devices import fitting
 from ..errors import UnsupportedOp
 from ..projection.deconvnet import begin, carry
 from ..rules import table as rules
@@ -58,6 +61,7 @@ def integrated(case: Case) -> Tensor:
     """The gradient along the way from a blank image, captum's `IntegratedGradients`."""
     from captum.attr import IntegratedGradients
 
-    batch = max(1, 4_000_000 // case.image.numel())  # 27 images of 224 × 224 at once
     method = IntegratedGradients(case.number)
-    return method.attribute(case.leaf(), torch.zeros_like(case.image), n_steps=case.steps, internal_batch_size=batch)
+    along: dict[str, Any] = {"baselines": torch.zeros_like(case.image), "n_steps": case.steps}
+    most = max(1, 4_000_000 // case.image.numel())  # 27 images of 224 × 224 at once
+    return fitting(lambda size: method.attribute(case.leaf(), internal_batch_size=size, **along), most)

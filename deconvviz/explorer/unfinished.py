@@ -14,6 +14,13 @@ from ..errors import StoreError
 from ..jobs.journal import Journal
 
 
+def _is_part(line: Any) -> bool:
+    """Say whether a line of the journal is a part's name, what the page says of it, and where its pictures end."""
+    return (
+        isinstance(line, list) and len(line) == 3 and isinstance(line[0], str) and type(line[2]) is int and line[2] >= 0
+    )
+
+
 class Unfinished:
     """Pictures in a file, so that they need no memory, and a journal of the parts of the page that are whole.
 
@@ -25,7 +32,7 @@ class Unfinished:
         """Claim the page's path; read what an interrupted report with this key has left."""
         out = Path(out)
         self.folder = out.with_name(f".{out.name}.draft")
-        self._journal = Journal(self.folder / "log", out)
+        self._journal = Journal(self.folder / "log", out, _is_part)
         if not self._journal.belongs_to(key):
             for path in self.folder.iterdir():
                 if path != self._journal.path:

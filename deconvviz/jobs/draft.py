@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import time
@@ -40,7 +41,7 @@ class Draft:
         if self.path.is_dir():
             raise StoreError(f"cannot write {path}: it is a folder. Give the path of a file.")
         self._data = self.path.with_name(f".{self.path.name}.draft")
-        self._journal = Journal(self.beside("log"), self.path)
+        self._journal = Journal(self.beside("log"), self.path, lambda line: type(line) is int and line >= 0)
         self._done: set[int] = set()
         self._new: list[int] = []  # done, but not known to be on the disk
         self._opened = self._finished = False
@@ -58,9 +59,11 @@ class Draft:
         `key` is a hash of all that the contents depend on.
         """
         self._opened = True
-        if self._journal.belongs_to(key) and self._journal.lines[1:] and self._data.exists():
-            self._done = set(self._journal.lines[1:])
-            return store.reopen(self._data)
+        if self._journal.belongs_to(key) and self._journal.lines[1:]:
+            with contextlib.suppress(StoreError):  # it is not there any more, or not whole
+                arrays = store.reopen(self._data)
+                self._done = set(self._journal.lines[1:])
+                return arrays
         arrays = store.create(self._data, fields, facts)
         for name, array in known.items():
             arrays[name].copy_(array)

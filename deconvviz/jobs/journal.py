@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,9 +19,12 @@ class Journal:
     now and not after hours of work.
     """
 
-    def __init__(self, path: Path, of: Path) -> None:
-        """Open or make the file at `path` for the result at `of`, lock it, and read what is there."""
-        self.path, self.of = path, of
+    def __init__(self, path: Path, of: Path, fits: Callable[[Any], bool] = lambda line: True) -> None:
+        """Open or make the file at `path` for the result at `of`, lock it, and read what is there.
+
+        `fits` says whether a line after the first is one that is written here; what follows another one does not count.
+        """
+        self.path, self.of, self._fits = path, of, fits
         self._file = open(claim(path, of), "r+b")
         self.lines: list[Any] = []
         self.end = 0  # of the last whole line, in bytes
@@ -32,8 +36,11 @@ class Journal:
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("cut off")
-                self.lines.append(json.loads(line))
-            except ValueError:  # what follows was never finished
+                value = json.loads(line)
+                if self.lines and not self._fits(value):
+                    raise ValueError("damaged")
+                self.lines.append(value)
+            except (ValueError, RecursionError):  # what follows was never finished
                 break
             self.end += len(line)
 

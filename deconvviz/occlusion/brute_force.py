@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..devices import Portions
 from ..model.table import Layer
 from ..tape.operations import Tape
 from .answer import Pass
 from .confirm import Confirmation, sees_its_batch
-from .memory import MOST_ELEMENTS, Portions
+from .memory import MOST_ELEMENTS
 from .plan import Unbatched
 
 # receive(positions, output (b, classes), response (b, U, h, w) or None)

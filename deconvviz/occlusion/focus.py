@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..devices import Portions, lacks_memory, release
 from ..model.table import Layer
 from ..tape.operations import Tape
 from ..tape.record import record
 from .confirm import close
 from .incremental import Runner
-from .memory import MOST_ELEMENTS, Portions
+from .memory import MOST_ELEMENTS
 from .plan import COVER, FULL, Plan, Step, Unbatched, Way
 from .windows import Place, Window
 
@@ -138,7 +139,7 @@ def run_focused(
     runner = Runner(Focus.on(tape, layer, boxes, goals), None, fill, memory, exact=True)
     asked = _Asked(network, tape, fill, boxes, goals, layer)
     middle = len(boxes) // 2
-    asked.confirm(middle, _activations(runner, layer, boxes[[middle] * 3], strangers=True)[1])
+    asked.confirm(middle, _probe(runner, layer, boxes[middle]))
     for group in runner.plan.groups():
         portions = Portions(runner.most(boxes[group]))
         for numbers, found in portions.run(lambda some: (some, _activations(runner, layer, boxes[some])), group):
@@ -175,6 +176,18 @@ def run_full(
         receive(numbers, found)
     if not alone:
         asked.confirm_most()
+
+
+def _probe(runner: Runner, layer: Layer, box: Tensor) -> Tensor:
+    """Return the activations (units,) at one box's goal between others that are no numbers; alone where memory lacks."""
+    try:
+        return _activations(runner, layer, box.expand(3, 5), strangers=True)[1]
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+    runner.one_by_one()
+    release()
+    return _activations(runner, layer, box[None])[0]
 
 
 def _activations(runner: Runner, layer: Layer, boxes: Tensor, *, strangers: bool = False) -> Tensor:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..devices import lacks_memory, sent
+from ..devices import Portions, lacks_memory, release, sent
 from ..model.table import Layer
 from ..tape.operations import Op, Tape, mapped, tensors_in
 from .answer import Answer, Pass, recorded_answer
 from .confirm import Confirmation, between_strangers
-from .memory import MOST_ELEMENTS, Portions
+from .memory import MOST_ELEMENTS
 from .plan import FULL, RESHAPES, Plan, Step, Unbatched, Way
 from .windows import Part, Unoccluded, Window
 
@@ -29,6 +29,8 @@ from .windows import Part, Unoccluded, Window
 WINDOW_BYTES = 24 << 20
 
 Receive = Callable[[Tensor, Tensor, "Tensor | None"], None]
+# Positions, the tensors at the cut by value, and the layer's response where it came before.
+_Early = tuple[Tensor, "dict[int, Tensor]", "Tensor | None"]
 
 
 def run_boxes(
@@ -56,12 +58,13 @@ def run_boxes(
         # The network's own precision is that of the scan: the autocast above holds for it, too.
         confirmation = Confirmation(Pass(network, tape, layer, None), recorded_answer(tape, layer), dtype)
         middle = runner.plan.boxes[len(boxes) // 2]
-        confirmation.check(runner.probe(middle), runner.occluded(middle[None]))
+        confirmation.check(runner.between_others(middle), runner.occluded(middle[None]))
         for positions, output, response in runner.run():
             confirmation.watch(positions, Answer(output, response))
             receive(positions, output, response)
         changed, answer = confirmation.most_changed()
-        confirmation.check(answer, runner.occluded(runner.plan.boxes[changed]))
+        for i, position in enumerate(changed.tolist()):
+            confirmation.check(answer.row(i), runner.occluded(runner.plan.boxes[position][None]))
 
 
 class Runner:
@@ -79,30 +82,55 @@ class Runner:
 
     def run(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield (positions, outputs, responses), batch by batch."""
-        waiting: list[tuple[Tensor, dict[int, Tensor], Tensor | None]] = []
+        waiting: list[_Early] = []
+
+        def work(positions: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+            early = self._tried(positions, others=bool(waiting))
+            if early is None:  # what waits takes the room
+                yield from self._late(waiting)
+                waiting.clear()
+                release()
+                early = self._early(positions)
+            if waiting and sum(len(w[0]) for w in waiting) + len(early[0]) > self.large.most:
+                yield from self._late(waiting)
+                waiting.clear()
+            waiting.append(early)
+
         limit = len(self.plan.boxes)
         for group in self.plan.groups():
             fits = min(self.most(self.plan.boxes[group]), self.large.most, limit)
             small = Portions(fits)
-            for early in small.run(self._early, group):
-                if waiting and sum(len(w[0]) for w in waiting) + len(early[0]) > self.large.most:
-                    yield from self._late(waiting)
-                    waiting = []
-                waiting.append(early)
+            yield from small.steps(work, group)
             limit = limit if small.most == fits else small.most
         if waiting:
             yield from self._late(waiting)
 
-    def probe(self, box: Tensor) -> Answer:
-        """Answer for one box in a batch between others of far other colours: nothing of them may get in."""
-        part = self.windows(box.expand(3, 4))
-        parts = {0: Part(between_strangers(part.data[1:2]), part.window)}
-        windows = self.plan.windows(box.expand(3, 4))
-        response = self.advance(parts, 0, self.plan.cut, windows)
+    def one_by_one(self) -> None:
+        """Compute one position at a time from here on."""
+        self.large.most = 1
+
+    def between_others(self, box: Tensor) -> Answer:
+        """Answer for one box in a batch between others of far other colours: nothing of them may get in.
+
+        Where memory does not suffice for three there are no others, from here on.
+        """
+        try:
+            return self._answer(box.expand(3, 4)).row(1)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+        self.one_by_one()
+        release()
+        return self._answer(box[None])
+
+    def _answer(self, boxes: Tensor) -> Answer:
+        part = self.windows(boxes)
+        data = part.data if len(boxes) == 1 else between_strangers(part.data[1:2])
+        parts = {0: Part(data, part.window)}
+        response = self.advance(parts, 0, self.plan.cut, self.plan.windows(boxes))
         whole = {v: Part(self.kept.whole(v, parts[v])) for v in self.plan.crossing}
         late = self.advance(whole, self.plan.cut, len(self.plan.steps), {})
-        response = late if response is None else response
-        return Answer(self._output(whole)[1:2], None if response is None else response[1:2])
+        return Answer(self._output(whole), late if response is None else response)
 
     def occluded(self, boxes: Tensor) -> Tensor:
         """The whole occluded images (B, C, H, W)."""
@@ -126,27 +154,33 @@ class Runner:
         """How many positions of a group fit into one batch of windows."""
         size, largest = self.tape.kept[0].element_size(), self.plan.largest(boxes)
         room = min(self.memory / 4, WINDOW_BYTES) if self.fill.device.type == "cpu" else self.memory / 8
-        return max(1, min(int(room / (size * largest)), MOST_ELEMENTS // largest))
+        return max(1, min(int(room / (size * largest)), MOST_ELEMENTS // largest, self.large.most))
 
-    def _early(self, positions: Tensor) -> tuple[Tensor, dict[int, Tensor], Tensor | None]:
+    def _tried(self, positions: Tensor, *, others: bool) -> _Early | None:
+        """Do the early part; return None where memory lacks and there are others that may hold it."""
+        try:
+            return self._early(positions)
+        except Exception as error:
+            if not others or not lacks_memory(error):
+                raise
+            return None
+
+    def _early(self, positions: Tensor) -> _Early:
         boxes = self.plan.boxes[positions]
         parts = {0: self.windows(boxes)}
         response = self.advance(parts, 0, self.plan.cut, self.plan.windows(boxes))
         return positions, {v: self.kept.whole(v, parts[v]) for v in self.plan.crossing}, response
 
-    def _late(
-        self, waiting: Sequence[tuple[Tensor, dict[int, Tensor], Tensor | None]]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _late(self, waiting: Sequence[_Early]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         positions = torch.cat([w[0] for w in waiting])
-        heads = {v: torch.cat([w[1][v] for w in waiting]) for v in self.plan.crossing}
+        heads = {v: [w[1][v] for w in waiting] for v in self.plan.crossing}
         early = [w[2] for w in waiting if w[2] is not None]
-        responses = torch.cat(early) if early else None
 
         def finish(rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             where = slice(int(rows[0]), int(rows[-1]) + 1)
-            parts = {v: Part(head[where]) for v, head in heads.items()}
+            parts = {v: Part(_joined(head, where)) for v, head in heads.items()}
             late = self.advance(parts, self.plan.cut, len(self.plan.steps), {})
-            return positions[where], self._output(parts), late if responses is None else responses[where]
+            return positions[where], self._output(parts), _joined(early, where) if early else late
 
         yield from self.large.run(finish, torch.arange(len(positions)))
 
@@ -271,6 +305,17 @@ class Runner:
         recorded = self.tape.kept[value].dtype
         if self.exact and tensor.dtype != recorded:
             raise Unbatched(f"{op.where} ran in {recorded} in the model, by a setting of its own. {FULL}")
+
+
+def _joined(parts: Sequence[Tensor], where: slice) -> Tensor:
+    """Return some rows of tensors as if these were one."""
+    found, first = [], 0
+    for part in parts:
+        low, high = max(where.start - first, 0), min(where.stop - first, len(part))
+        if low < high:
+            found.append(part[low:high])
+        first += len(part)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _with_constants(op: Op, change: Callable[[Tensor], Tensor]) -> Op:

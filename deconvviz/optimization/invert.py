@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..devices import Portions
 from ..errors import LayerError, OptionError
 from .climb import Settings, climb
 from .parameters import make
@@ -120,7 +121,6 @@ def _invert(
     size = goal.square().sum()
     if not size:
         raise LayerError(f"layer {source.layer.name!r} is zero for this image: nothing of it is left to rebuild.")
-    last: list[Tensor] = []
 
     def away(readings: Readings) -> Tensor:
         return (readings.response(source).float() - goal).square().sum((1, 2, 3)) / size
@@ -128,15 +128,24 @@ def _invert(
     def loss(readings: Readings, now: Tensor) -> Tensor:
         return away(readings) + priors[0] * _variation(now) + priors[1] * (2 * now - 1).pow(6).mean((1, 2, 3))
 
-    def look(step: int, readings: Readings) -> None:
-        if step == settings.steps:
-            last.append(away(readings).cpu())
+    begun = bar.n
 
-    seeds = [settings.seed * 1_000_003 + start for start in range(starts)]
-    parameters = make(parametrization, seeds, network.shape)
-    for _ in climb(network, parameters, [source], False, loss, look, settings):
-        bar.update(1)
-    return parameters.images().detach().float().cpu(), last[0]
+    def rebuild(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        last: list[Tensor] = []
+
+        def look(step: int, readings: Readings) -> None:
+            if step == settings.steps:
+                last.append(away(readings).cpu())
+
+        seeds = [settings.seed * 1_000_003 + start for start in chosen.tolist()]
+        parameters = make(parametrization, seeds, network.shape)
+        for step, _ in enumerate(climb(network, parameters, [source], False, loss, look, settings), 1):
+            done = (int(chosen[0]) * settings.steps + len(chosen) * step) // starts
+            bar.update(begun + done - bar.n)
+        return parameters.images().detach().float().cpu(), last[0]
+
+    parts = list(Portions(starts).run(rebuild, torch.arange(starts)))
+    return torch.cat([images for images, _ in parts]), torch.cat([distances for _, distances in parts])
 
 
 def _variation(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..devices import Portions
 from ..errors import OptionError
 from ..guard import hash_weights, unwrapped
 from ..images.preprocess import input_size as find_input_size
@@ -123,7 +124,15 @@ def maximize(
         size = batch_size or (_BATCH_CUDA if network.device.type == "cuda" else _BATCH)
         per = max(1, size // n)
         blocks = [range(i, min(i + per, len(goals.names))) for i in range(0, len(goals.names), per)]
-        climb_block = functools.partial(_climb, network, goals, task)
+        portions = Portions(per)
+
+        def climb_block(block: range, place: Place) -> Iterator[Step]:
+            def some(chosen: Tensor) -> Iterator[Step]:
+                own = place._replace(rows=place.rows[chosen])
+                return _climb(network, goals, task, block[int(chosen[0]) : int(chosen[-1]) + 1], own)
+
+            return portions.steps(some, torch.arange(len(block)))
+
         sizes = [len(b) * n * steps for b in blocks]
         options: Any = {"sizes": sizes, "name": "maximize", "unit": "steps", "progress": progress}
         options["rows"] = lambda block: torch.tensor(block)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..devices import Portions
 from ..errors import StoreError
 from ..guard import placement
 from ..images import ImageSet
@@ -145,25 +146,37 @@ def fill(
     device, dtype = placement(network)
     pictures = {name: arrays[name].flatten(0, 1) for name in _PICTURES}
     layer, beyond = frames.layer, frames.beyond()
+    # Where memory does not suffice, first for fewer windows at once, then for fewer images.
+    some_images, some_windows = Portions(batch_size), Portions(len(beyond))
 
     def compute(block: Block, place: Place) -> Iterator[Step]:
         images, local, part = block
         pixels = source.take(images)
-        tape = _record(network, pixels.to(device, dtype), layer, saving)
-        shown = pixels.cpu()
-        for chosen in _pieces(beyond[part], tape, layer, device):
-            now, which, rows = part[chosen], local[chosen], place.rows[chosen]
-            items = Items(which, frames.positions.flatten(0, 1)[now])
-            start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
-            signal = carry(tape, layer, start, items, saving.rectifier)
-            zero = torch.zeros_like(which)
-            corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
-            carried = signal.data.cpu(), torch.arange(len(now)), *corners
-            writes = [
-                partial(frames.put, place.arrays["projections"], rows, now, *carried),
-                partial(frames.put, place.arrays["patches"], rows, now, shown, which, zero, zero),
-            ]
-            yield len(now), writes
+        shown, left = pixels.cpu(), torch.ones(len(part), dtype=torch.bool)
+
+        def on(chosen_images: Tensor) -> Iterator[Step]:
+            first, count = int(chosen_images[0]), len(chosen_images)
+            tape = _record(network, pixels[first : first + count].to(device, dtype), layer, saving)
+            here = (left & (local >= first) & (local < first + count)).nonzero().flatten()
+
+            def carried(chosen: Tensor) -> Step:
+                now, which, rows = part[chosen], local[chosen], place.rows[chosen]
+                items = Items(which - first, frames.positions.flatten(0, 1)[now])
+                start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
+                signal = carry(tape, layer, start, items, saving.rectifier)
+                zero = torch.zeros_like(which)
+                corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
+                found = signal.data.cpu(), torch.arange(len(now)), *corners
+                left[chosen] = False
+                return len(now), [
+                    partial(frames.put, place.arrays["projections"], rows, now, *found),
+                    partial(frames.put, place.arrays["patches"], rows, now, shown, which, zero, zero),
+                ]
+
+            for chosen in _pieces(beyond[part[here]], tape, layer, device):
+                yield from some_windows.run(carried, here[chosen])
+
+        yield from some_images.steps(on, torch.arange(len(images)))
 
     blocks = list(_blocks(frames.ids.flatten(), batch_size))
     sizes = [len(part) for _, _, part in blocks]

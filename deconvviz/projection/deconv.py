@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, is_whole
+from ..devices import Portions
 from ..errors import ModelError, UnitError
 from ..guard import check_weights, placement, untouched
 from ..images import open_images
@@ -82,12 +83,19 @@ def deconv(
         check_weights(network)
         found = resolve(network, layer, source.take([0]).to(device, dtype), saving)
         unit = found.check_unit(unit)
-        parts = []
+        parts: list[Tensor] = []
+        portions = Portions(size)
         with tqdm(total=len(source), desc="deconv", unit=" images", disable=not progress or len(source) <= size) as bar:
             for first, batch in source.batches(size, workers=workers, device=device, dtype=dtype):
-                tape = record(network, batch, until=found.value, keep=[found.value], saver=saving)
-                parts.append(carry_back(tape, found, unit, position, rule, first))
-                bar.update(len(batch))
+
+                def go(some: Tensor, first: int = first, batch: Tensor = batch) -> Tensor:
+                    images = batch[int(some[0]) : int(some[-1]) + 1]
+                    tape = record(network, images, until=found.value, keep=[found.value], saver=saving)
+                    return carry_back(tape, found, unit, position, rule, first + int(some[0]))
+
+                for part in portions.run(go, torch.arange(len(batch))):
+                    parts.append(part)
+                    bar.update(len(part))
     carried = torch.cat(parts)
     if not carried.isfinite().all():
         raise ModelError(

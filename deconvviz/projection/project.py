@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..checks import at_once
+from ..devices import Portions
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft
@@ -148,7 +149,13 @@ def _facts(layer: Layer, source: ImageSet, rule: str, skipped: tuple[tuple[int, 
 
 def _rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> None:
     """Go all the way once, with the first image as a batch of two: an operation that mixes images shows there."""
-    tape = record(network, example.repeat(2, 1, 1, 1), until=layer.value, keep=[layer.value], saver=saving)
-    zero = torch.zeros(1, dtype=torch.long)
-    start = begin(tape, layer, torch.ones(1), zero, torch.zeros(1, 2, dtype=torch.long))
-    carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rectifier)
+
+    def go(images: Tensor) -> None:
+        batch = example.repeat(len(images), 1, 1, 1)
+        tape = record(network, batch, until=layer.value, keep=[layer.value], saver=saving)
+        zero = torch.zeros(1, dtype=torch.long)
+        start = begin(tape, layer, torch.ones(1), zero, torch.zeros(1, 2, dtype=torch.long))
+        carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rectifier)
+
+    for _ in Portions(2).run(go, torch.arange(2)):
+        pass

@@ -68,7 +68,7 @@ class Stored:
 
     def check_loaded(self, facts: dict[str, Any]) -> None:
         """Refuse what no such result can be; the file that says so may be damaged, or written by someone else."""
-        _check_fields(self)
+        check_fields(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, all or nothing.
@@ -234,7 +234,7 @@ def _unpack(tree: Any, arrays: dict[str, Tensor], kinds: dict[str, type]) -> Any
     return tree
 
 
-def _check_fields(value: Stored) -> None:
+def check_fields(value: Any) -> None:
     """Refuse fields of another type than their class says: a file from elsewhere may hold anything."""
     hints = get_type_hints(type(value))
     for name in _names(value):
@@ -250,7 +250,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
     if kind is tuple:
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if kind is dict:
+    if hint is Any:
+        return True
+    if kind in (dict, Mapping):
         return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
     if isinstance(value, bool) and hint in (int, float):
         return False

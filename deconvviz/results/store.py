@@ -39,6 +39,7 @@ _NAMES = {
 }
 _DTYPES = {name: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype, name in _NAMES.items()}
 _READ = 64 << 20  # bytes: files up to this size are read and checked whole, larger ones mapped
+_MOST_HEADER = 100 << 20
 _OPEN = "-" * 8  # in place of a checksum that is not known yet
 _MARK = b'"crc32": "'
 
@@ -174,10 +175,15 @@ def create(path: str | os.PathLike[str], fields: Fields, meta: Mapping[str, obje
 
 
 def reopen(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Map the arrays of a file that `create` laid out, for writing."""
-    with open(path, "rb") as file:
+    """Map the arrays of a file that `create` laid out, for writing.
+
+    Raises:
+        StoreError: The file is none that was laid out, or has lost its end.
+    """
+    with _explained(path), open_file(path) as file:
         text = _header(file)
-    return {name: _mapped(path, "r+", *place) for name, place in _places(text, len(text)).items()}
+        places = _places(text, os.fstat(file.fileno()).st_size)
+        return {name: _mapped(path, "r+", *place) for name, place in places.items()}
 
 
 def seal(path: Path) -> None:
@@ -226,28 +232,44 @@ def kind_of(path: str | os.PathLike[str]) -> object:
 
 
 def _checked(path: str | os.PathLike[str], check: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
+    with _explained(path), open_file(path) as file:
+        # One open file from the header to the last array: another process may put a new one in its place meanwhile.
+        return _read(file, _header(file), check)
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is no file")
-            # One open file from the header to the last array: another process may put a new one in its place meanwhile.
-            return _read(file, _header(file), check)
+        yield
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # whatever a damaged header makes of itself
         raise StoreError(f"{path} is not a file that deconvviz wrote, or it is damaged ({error}).") from error
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; a pipe, which might keep us waiting, a folder or a device is a ValueError."""
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is no file")
+    return file
+
+
 def _header(file: Any) -> bytes:
     (length,) = struct.unpack("<Q", file.read(8))
-    if length > os.fstat(file.fileno()).st_size:
-        raise ValueError("its header is longer than the file")
+    if length > min(os.fstat(file.fileno()).st_size, _MOST_HEADER):
+        raise ValueError("its header is longer than the file, or than any that is written here")
     text: bytes = file.read(length)
     return text
 
 
-def _places(text: bytes, length: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
-    """Return each array's type, shape and offset in the file, after checking that they fit together."""
+def _places(text: bytes, size: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
+    """Return each array's type, shape and offset in a file of `size` bytes, after checking that they fit together."""
     header = json.loads(text)
     del header["__metadata__"]
     found = {}
@@ -258,7 +280,9 @@ def _places(text: bytes, length: int) -> dict[str, tuple[np.dtype[Any], tuple[in
             raise ValueError(f"the shape of {name!r} is none")
         if end - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the size of {name!r} does not fit its shape")
-        found[name] = dtype, shape, 8 + length + start
+        if 8 + len(text) + end > size:
+            raise ValueError(f"it ends before {name!r} does")
+        found[name] = dtype, shape, 8 + len(text) + start
     return found
 
 
@@ -267,8 +291,8 @@ def _read(file: BinaryIO, text: bytes, check: bool) -> tuple[dict[str, Tensor], 
     meta = json.loads(facts["deconvviz"])
     if not isinstance(meta, dict):
         raise ValueError("its metadata is no table")
-    places = _places(text, len(text))
-    whole = os.fstat(file.fileno()).st_size <= _READ
+    size = os.fstat(file.fileno()).st_size
+    places, whole = _places(text, size), size <= _READ
     arrays = {name: _copied(file, *place) if whole else _mapped(file, "c", *place) for name, place in places.items()}
     if set(facts) - {"crc32"} != {"deconvviz"}:
         raise ValueError("its header holds something else")

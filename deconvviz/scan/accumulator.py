@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -20,6 +20,18 @@ class Flaw(NamedTuple):
     unit: int | None = None
     image: int | None = None
     value: float | None = None
+
+
+def check_shapes(arrays: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int | None]]) -> None:
+    """Refuse arrays of a state that are not of these shapes; None stands for any length.
+
+    Raises:
+        ValueError: Such an array, for the file that it is from to be named.
+    """
+    for name, shape in shapes.items():
+        found = arrays[name].shape
+        if len(found) != len(shape) or any(n not in (None, m) for n, m in zip(shape, found, strict=True)):
+            raise ValueError(f"{name} is {tuple(found)}, expected {tuple(shape)}")
 
 
 class Accumulator(ABC):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import ranks
 from ..checks import at_once
-from ..devices import lacks_memory
+from ..devices import lacks_memory, release
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import ImageSet
@@ -251,11 +251,10 @@ class Scan:
                 one.update(first, [responses[layer.value] for layer in one.layers], output) for one in accumulators
             )
         except Exception as error:
-            if len(batch) == 1 or not _lacks_memory(error):
+            if len(batch) == 1 or not lacks_memory(error):
                 raise
         self._size = max(1, len(batch) // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release()
         return None
 
     def _observe(self, batch: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
@@ -379,9 +378,3 @@ def usual_batch_size(tape: Tape, device: torch.device) -> int:
     largest = max(shape.numel() // max(1, tape.shapes[0][0]) for shape in tape.shapes)
     few = min(_FEW, _LARGEST // (4 * largest))
     return max(1, few, min(_MOST_BATCH, _BUFFER_BYTES // (4 * largest)))
-
-
-def _lacks_memory(error: BaseException | None) -> bool:
-    while error is not None and not lacks_memory(error):
-        error = error.__cause__
-    return error is not None

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ..checks import is_whole
 from ..errors import StoreError
 from ..results import store
 from ..results.base import Stored
@@ -54,10 +55,20 @@ class StateFile:
             return start
         arrays, meta = store.load(self.path, store.SCAN, check=True)
         self._check(meta.get("scan"), f"{meta.get('count')} of {meta.get('total')} images")
-        facts: dict[str, Any] = dict(meta)
+        try:
+            return self._progress(start, dict(meta), arrays)
+        except Exception as error:  # whatever a damaged state makes of itself
+            raise StoreError(f"{self.path} is damaged ({type(error).__name__}: {error}). Remove it.") from error
+
+    def _progress(self, start: Progress, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Progress:
         kept = unpack(start.accumulators, facts["parts"], arrays)
-        skipped = {int(i): reason for i, reason in facts["skipped"].items()}
-        return Progress(facts["count"], kept, skipped, facts["alone"])
+        skipped = {int(i): str(reason) for i, reason in facts["skipped"].items()}
+        count, alone = facts["count"], facts["alone"]
+        if not (is_whole(count) and 0 <= count <= self.total and isinstance(alone, bool)):
+            raise ValueError(f"it counts {count!r} of {self.total} images")
+        if not all(0 <= i < count for i in skipped):
+            raise ValueError("it skips images that it has not seen")
+        return Progress(int(count), kept, skipped, alone)
 
     def _check(self, key: object, what: str) -> None:
         if key != self.key:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, whole
-from ..devices import doubled
+from ..devices import Portions, doubled
 from ..errors import ImageError, OptionError
 from ..images import Images, open_images
 from ..model.features import Reader, fill_of, reading, title
@@ -170,7 +170,9 @@ def correspondence(
 def _counted(signs: _Signs, boxes: Tensor, bar: Any) -> Tensor:
     """Return (L, pairs + 1) for one set of boxes (N, 4); the last is the share of elements that change."""
     bar.update(1)
-    return torch.stack([torch.cat([hamming(x), doubled(x != 0).mean().cpu()[None]]) for x in signs.of(boxes)])
+    found = signs.of(boxes)
+    changed = torch.tensor([int(x.count_nonzero()) / x.numel() for x in found], dtype=torch.float64)
+    return torch.cat([torch.stack([hamming(x) for x in found]), changed[:, None]], 1)
 
 
 def hamming(signs: Tensor) -> Tensor:
@@ -185,14 +187,17 @@ class _Signs:
     """The signs of ε for masks on the same images."""
 
     def __init__(self, reader: Reader, pixels: Tensor, ground: Tensor, batch_size: int) -> None:
-        self.reader, self.pixels, self.ground, self.batch_size = reader, pixels, ground, batch_size
-        self.plain = [self._read(part) for part in self._batches(pixels)]
+        self.reader, self.pixels, self.ground, self.portions = reader, pixels, ground, Portions(batch_size)
+        self.plain = self._read(pixels)
 
-    def _batches(self, pixels: Tensor) -> Iterator[Tensor]:
-        yield from pixels.split(self.batch_size)
+    def _read(self, pixels: Tensor) -> list[list[Tensor]]:
+        """Return each layer's features (n, D), batch by batch."""
 
-    def _read(self, batch: Tensor) -> list[Tensor]:
-        return [x.flatten(1) for x in self.reader.read(batch.to(self.reader.device, self.reader.dtype))]
+        def some(numbers: Tensor) -> list[Tensor]:
+            batch = pixels[numbers].to(self.reader.device, self.reader.dtype)
+            return [x.flatten(1) for x in self.reader.read(batch)]
+
+        return list(self.portions.run(some, torch.arange(len(pixels))))
 
     def of(self, boxes: Tensor) -> list[Tensor]:
         """Return each layer's int8 (N, D): the sign of ε when `boxes` (N, 4) are masked."""
@@ -200,10 +205,11 @@ class _Signs:
         for image, (top, left, bottom, right) in zip(masked, boxes.tolist(), strict=True):
             image[:, top:bottom, left:right] = self.ground
         # The same batches as without the mask: their rounding is the same, too.
-        pieces = [
-            [sign(x, y) for x, y in zip(plain, self._read(part), strict=True)]
-            for plain, part in zip(self.plain, self._batches(masked), strict=True)
-        ]
+        size, found = self.portions.most, self._read(masked)
+        if self.portions.most != size:
+            self.plain, found = self._read(self.pixels), self._read(masked)
+        pairs = zip(self.plain, found, strict=True)
+        pieces = [[sign(x, y) for x, y in zip(plain, part, strict=True)] for plain, part in pairs]
         return [torch.cat(layer) for layer in zip(*pieces, strict=True)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, whole
-from ..devices import doubled
+from ..devices import Portions, doubled
 from ..errors import OptionError
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, flat, labels_of, reading, title
@@ -201,7 +202,7 @@ class _Study:
     def __init__(
         self, reader: Reader, wanted: Mapping[str, Tensor], move: Callable[..., Tensor], batch_size: int
     ) -> None:
-        self.reader, self.wanted, self.move, self.batch_size = reader, wanted, move, batch_size
+        self.reader, self.wanted, self.move, self.portions = reader, wanted, move, Portions(batch_size)
         self.norms: list[Tensor] = []
         self.targets: list[int] = []
         self.original: list[Tensor] = []
@@ -223,7 +224,8 @@ class _Study:
         self.targets.append(chosen)
         self.original.append(chance[chosen].cpu())
         for kind, amounts in self.wanted.items():
-            parts = [self._measure(image, before, chosen, kind, part) for part in amounts.split(self.batch_size)]
+            measure = partial(self._measure, image, before, chosen, kind)
+            parts = list(self.portions.run(measure, amounts))
             self.distance[kind].append(torch.cat([d for d, _ in parts], 1))
             self.probability[kind].append(torch.cat([p for _, p in parts]))
 

@@ -21,7 +21,7 @@ from ..model.features import Reader, choose, title
 from ..model.table import Layer
 from ..results.base import Result
 from ..results.text import amount, skipped_lines
-from ..scan.accumulator import Accumulator, Flaw
+from ..scan.accumulator import Accumulator, Flaw, check_shapes
 from ..scan.engine import Scan, first_pass
 from ..scan.state import Progress
 
@@ -218,6 +218,9 @@ class Closest(Accumulator):
 
     def from_state(self, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Closest:
         """Take the nearest back."""
+        if arrays:
+            row = len(self.targets), arrays["ids"].shape[1]
+            check_shapes(arrays, {"distances": row, "ids": row, "bad": ()})
         device = doubled(self.targets[:0]).device
         distances, ids, bad = (arrays[n].to(device, copy=True) if arrays else None for n in ("distances", "ids", "bad"))
         return dataclasses.replace(self, distances=distances, ids=ids, bad=bad)

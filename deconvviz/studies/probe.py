@@ -21,7 +21,7 @@ from ..model.features import choose, labels_of, title
 from ..model.table import Layer, Layers
 from ..results.base import Result
 from ..results.text import amount, skipped_lines
-from ..scan.accumulator import Accumulator, Flaw
+from ..scan.accumulator import Accumulator, Flaw, check_shapes
 from ..scan.engine import Scan, first_pass
 from ..scan.state import Progress
 
@@ -239,6 +239,7 @@ class Features(Accumulator):
         """Take the table back."""
         if not arrays:
             return self
+        check_shapes(arrays, {"table": (None, sum(self._sizes()))})
         table = arrays["table"].clone()
         numbers = arrays.get("images", torch.arange(len(table)))  # files of before have none
         # One table for each run of successive images, so that those of others fit between.

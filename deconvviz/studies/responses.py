@@ -20,7 +20,7 @@ from ..results.base import Result
 from ..results.text import amount, skipped_lines
 from ..rules.kinds import Kind
 from ..rules.table import kind_of
-from ..scan.accumulator import Accumulator, Flaw
+from ..scan.accumulator import Accumulator, Flaw, check_shapes
 from ..scan.engine import Scan, first_pass
 from ..scan.state import Progress
 from ..tape.arguments import bound
@@ -264,6 +264,8 @@ class Moments(Accumulator):
 
     def from_state(self, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Moments:
         """Take the moments back."""
+        for i, layer in zip(range(len(facts["numbers"])), self.measured, strict=bool(facts["numbers"])):
+            check_shapes(arrays, {f"{i}/{name}": (layer.units,) for name in _OF_PART})
         parts = tuple(
             (number, *(arrays[f"{i}/{name}"].clone() for name in _OF_PART)) for i, number in enumerate(facts["numbers"])
         )

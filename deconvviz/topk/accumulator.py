@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.table import Layer
 from ..rules.kinds import Kind
-from ..scan.accumulator import Accumulator, Flaw
+from ..scan.accumulator import Accumulator, Flaw, check_shapes
 from .merging import NOBODY, Places, absorb, empty, strongest
 from .result import LayerTop
 from .saturation import Before
@@ -63,6 +63,9 @@ class Strongest(Accumulator):
         """Take the places back."""
         if not arrays:
             return self
+        count = arrays["ids"].shape[1]
+        shapes = dict.fromkeys(("keys", "values", "ids"), (self.layer.units, count))
+        check_shapes(arrays, {**shapes, "positions": (self.layer.units, count, 2)})
         # Copies: what is read from the file would otherwise change with it.
         return dataclasses.replace(self, places=Places(**{name: x.clone() for name, x in arrays.items()}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -11,15 +12,17 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from .. import ranks
 from ..errors import StoreError
-from ..results.store import replacing
+from ..results.base import check_fields
+from ..results.store import open_file, replacing
 from .result import Epoch
 
 # A checkpoint ends with the checksum of all before it, and with these bytes.
 _SUM, _MARK = 32, b"deconvviz"
+_NUMBERS = ("lr", "momentum", "dampening", "weight_decay")  # of the optimizer
 
 
 class Stateful(Protocol):
@@ -36,11 +39,17 @@ def write(path: Path, signature: Mapping[str, Any], history: Sequence[Epoch], pa
     """Write the run's whole state with its checksum, all or nothing."""
     state = {name: part.state_dict() for name, part in parts.items()}
     rows = [dataclasses.asdict(epoch) for epoch in history]
-    held = io.BytesIO()
-    torch.save({"signature": dict(signature), "history": rows, **state}, held)
+    contents = sealed({"signature": dict(signature), "history": rows, **state})
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(held.getbuffer())
-        file.write(hashlib.blake2b(held.getbuffer(), digest_size=_SUM).digest() + _MARK)
+        file.write(contents)
+
+
+def sealed(state: Any) -> bytes:
+    """Return what `torch.save` writes, with its checksum."""
+    held = io.BytesIO()
+    torch.save(state, held)
+    contents = held.getvalue()
+    return contents + hashlib.blake2b(contents, digest_size=_SUM).digest() + _MARK
 
 
 def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[Epoch]:
@@ -61,24 +70,79 @@ def read(path: Path, signature: Mapping[str, Any], parts: Mapping[str, Stateful]
     try:
         # On the CPU: what loads its state copies it to where it is, and no GPU has to hold both.
         state = torch.load(io.BytesIO(found), map_location="cpu", weights_only=True)
-        before, history = dict(state["signature"]), [Epoch(**row) for row in state["history"]]
+        before, history = _plain(state["signature"]), _history(state["history"])
+        changed = [key for key, value in signature.items() if not bool(before.get(key) == value)]
         states = {name: state[name] for name in parts}
     except Exception as error:  # whatever a damaged file makes of itself
         raise _unreadable(path) from error
-    for key, value in signature.items():
-        if before.get(key) != value:
-            raise StoreError(
-                f"{path} is the checkpoint of another run: {_difference(key, before.get(key), value)}. "
-                "Give another out, the same options, or resume=False."
-            )
-    for name, part in parts.items():
-        part.load_state_dict(states[name])
+    if changed:
+        key = changed[0]
+        raise StoreError(
+            f"{path} is the checkpoint of another run: {_difference(key, before.get(key), signature[key])}. "
+            "Give another out, the same options, or resume=False."
+        )
+    _take_back(path, parts, states)
     return history
+
+
+def _plain(tree: Any) -> Any:
+    """Return nested texts and numbers as they are; compared with anything else they might take hours, or all memory."""
+    if isinstance(tree, dict):
+        return {_plain(key): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map(_plain, tree))
+    if tree is None or isinstance(tree, (str, int, float)):
+        return tree
+    raise TypeError(f"{type(tree).__name__} in its signature")
+
+
+def _history(rows: Sequence[Mapping[str, Any]]) -> list[Epoch]:
+    history = [Epoch(**row) for row in rows]
+    for number, epoch in enumerate(history, 1):
+        check_fields(epoch)
+        if epoch.epoch != number:
+            raise ValueError(f"epoch {number} is called {epoch.epoch}")
+    return history
+
+
+def _take_back(path: Path, parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    """Give each part its state; where one does not fit, all are as they were."""
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    try:
+        for name, part in parts.items():
+            _check_shapes(part, states[name])
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+    except Exception as error:
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
+        raise StoreError(f"{path} does not fit this model, or is damaged ({error}). Try resume=False.") from error
+
+
+def _check_shapes(part: Stateful, state: Mapping[str, Any]) -> None:
+    """Refuse tensors that are not of their parameters' shapes, before any is copied: they may be of any size."""
+    if isinstance(part, torch.optim.Optimizer):
+        parameters = [p for group in part.param_groups for p in group["params"]]
+        for number, held in state["state"].items():
+            _compare(held, dict.fromkeys(held, parameters[number]))
+        for group in state["param_groups"]:
+            if not all(isinstance(group[name], (int, float)) for name in _NUMBERS):
+                raise ValueError("the optimizer's options are no numbers")
+    elif isinstance(part, nn.Module):
+        _compare(state, part.state_dict())
+
+
+def _compare(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        own = expected[name]
+        if isinstance(own, Tensor) and isinstance(value, Tensor) and value.shape not in (own.shape, ()):
+            raise ValueError(f"{name} is {tuple(value.shape)}, expected {tuple(own.shape)}")
 
 
 def _contents(path: Path) -> bytes:
     """Return what `torch.save` wrote, if its checksum is right; checkpoints of earlier versions have none."""
-    data = path.read_bytes()
+    with open_file(path) as file:
+        data = file.read()
     if not data.endswith(_MARK):
         return data
     end = len(data) - len(_MARK) - _SUM

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..results.store import replacing
+from ..results.base import check_fields
+from ..results.store import open_file, replacing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_BYTES, _MOST_PIXELS = 4 << 20, 1 << 12
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +73,35 @@ class Card:
             StoreError: the file cannot be read or is not a card.
         """
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            with open_file(path) as file:
+                text = file.read(_MOST_BYTES + 1)
+            if len(text) > _MOST_BYTES:
+                raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+            fields = json.loads(text)
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-            return cls(**values)
+            card = cls(**values)
+            card._check()
+            return card
         except OSError as error:
             raise StoreError(f"cannot read the card {path}: {error.strerror or error}.") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever a damaged file makes of itself
             raise StoreError(f"{path} is no card that deconvviz wrote, or damaged ({error}).") from error
+
+    def _check(self) -> None:
+        """Refuse what a file may say and no network can be fed with."""
+        check_fields(self)
+        if not all(1 <= side <= _MOST_PIXELS for side in (*self.input_size, self.resize)):
+            raise ValueError(f"input_size and resize are not from 1 to {_MOST_PIXELS} pixels")
+        numbers = (*self.mean, *self.std)
+        if (
+            len(self.mean) != len(self.std)
+            or not self.mean
+            or not all(map(math.isfinite, numbers))
+            or min(self.std) <= 0
+        ):
+            raise ValueError("mean and std are not a number for each channel, those of std above 0")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation is none of {', '.join(_INTERPOLATIONS)}")
+        folders = (self.training or {}).get("folders", [])
+        if not isinstance(folders, (list, tuple)) or not all(isinstance(folder, str) for folder in folders):
+            raise ValueError("folders is no list of names")

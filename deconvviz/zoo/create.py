@@ -7,15 +7,17 @@ import difflib
 import importlib
 import os
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import whole
 from ..errors import ModelError, OptionError, StoreError
+from ..results.store import open_file
 from . import networks
 from .card import Card
 from .entry import Entry, Family
@@ -102,7 +104,10 @@ def create(
         return _pretrained(entry, num_classes)
     path = None if weights is None else _bundled_path(name) if weights == "bundled" else Path(weights)
     card = entry.card if path is None else _card_of(path, entry.card)
+    tensors = None if path is None else _read(path)
     outputs = num_classes or (len(card.classes) if card.classes else None)
+    if tensors is not None and card.classes and num_classes is None:
+        _check_classes(path, len(card.classes), tensors)
     if unknown := set(options) - set(entry.options):
         have = ", ".join(entry.options) or "none"
         raise OptionError(f"{name} has no option {', '.join(sorted(unknown))}; it has {have}.")
@@ -111,8 +116,8 @@ def create(
     model = entry.build(**({"num_classes": outputs} if outputs else {}), **options)
     if path is None and entry.first != "own":
         initialise(model, init if entry.first == "chosen" else "kaiming", entry.ones)
-    if path is not None:
-        _load(model, path, name)
+    if tensors is not None:
+        _load(model, tensors, f"{path} does not fit {name}")
     return _with_card(model, card)
 
 
@@ -183,13 +188,23 @@ def _card_of(path: Path, usual: Card) -> Card:
     return dataclasses.replace(usual, weights_file=path.name)
 
 
-def _load(model: nn.Module, path: Path, name: str) -> None:
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        with open_file(path):  # which a pipe or a folder is not
+            return load_file(path)
     except FileNotFoundError as error:
         raise StoreError(f"no weights at {path}. Give the path of a safetensors file.") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{path} is not a safetensors file, or it is damaged ({error}).") from error
+
+
+def _check_classes(path: Path | None, classes: int, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a card of other weights, before a network for its many classes is made."""
+    if not any(tensor.dim() and len(tensor) == classes for tensor in tensors.values()):
+        raise StoreError(f"the card beside {path} names {classes} classes, and nothing in the weights has as many.")
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], but: str) -> None:
     wanted = model.state_dict()
     wrong = [f"{key} is missing" for key in wanted if key not in tensors]
     wrong += [f"{key} is not part of it" for key in tensors if key not in wanted]
@@ -198,7 +213,12 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
         for key, value in wanted.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
+    wrong += [
+        f"{key} is {tensors[key].dtype}, expected {value.dtype}"
+        for key, value in wanted.items()
+        if key in tensors and tensors[key].is_floating_point() != value.is_floating_point()
+    ]
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise StoreError(f"{path} does not fit {name}: {'; '.join(wrong[:8])}{more}. Is num_classes right?")
+        raise StoreError(f"{but}: {'; '.join(wrong[:8])}{more}. Is num_classes right?")
     model.load_state_dict(tensors)

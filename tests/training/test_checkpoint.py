@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,53 @@ def test_what_is_no_checkpoint_is_refused(contents, folder, tmp_path):
     (tmp_path / "run" / "checkpoint.pt").write_bytes(contents)
     with pytest.raises(StoreError, match=r"no checkpoint of deconvviz, or damaged. Try resume=False"):
         run(folder, tmp_path / "run")
+
+
+def parts_of(model: nn.Module) -> dict[str, object]:
+    """A model, an optimizer that has made a step, and a scaler."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 3, 12, 12)).sum().backward()
+    optimizer.step()
+    return {"model": model, "optimizer": optimizer, "scaler": torch.amp.GradScaler("cpu", enabled=False)}
+
+
+def leaves(tree: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    yield path
+    if isinstance(tree, (dict, list)):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield from leaves(tree[key], (*path, key))
+
+
+def test_a_checkpoint_with_another_value_anywhere_changes_nothing(tmp_path):
+    path, signature = tmp_path / "checkpoint.pt", {"images": "x", "recipe": {"lr": 0.1}}
+    rows = [_checkpoint.Epoch(number, 1.0, 0.5, 1.0, 0.5, 0.9, 0.1, 2.0) for number in (1, 2)]
+    _checkpoint.write(path, signature, rows, parts_of(net()))
+    state = torch.load(io.BytesIO(_checkpoint._contents(path)), weights_only=True)
+    huge = torch.zeros(1).expand(1 << 20, 1 << 20)  # of four bytes
+    wrong = [None, 5, -1.5, "x", [], {}, {"a": 1}, torch.zeros(2, 3), huge, torch.zeros((), dtype=torch.complex64)]
+    parts, refused, tried = parts_of(net()), 0, 0
+    before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+    for number, place in enumerate(leaves(state)):
+        for value in wrong[number % 10 :: 10]:
+            changed = copy.deepcopy(state) if place else value
+            at = changed
+            for key in place[:-1]:
+                at = at[key]
+            if place:
+                at[place[-1]] = value
+            path.write_bytes(_checkpoint.sealed(changed))
+            tried += 1
+            try:
+                _checkpoint.read(path, signature, parts)
+                for name, part in parts.items():
+                    part.load_state_dict(before[name])
+            except StoreError as error:
+                refused += 1
+                assert str(path) in str(error)
+                now = {name: part.state_dict() for name, part in parts.items()}
+                assert all(torch.equal(now["model"][name], x) for name, x in before["model"].items())
+                assert now["optimizer"]["param_groups"] == before["optimizer"]["param_groups"]
+    assert 0.6 < refused / tried < 1
 
 
 def test_a_checkpoint_without_a_checksum_still_loads(begun):
