@@ -2,6 +2,7 @@
 
 from . import images as images
 from . import plotting as plotting
+from . import targets as targets
 from . import zoo as zoo
 from .comparison.compare import compare_methods as compare_methods
 from .comparison.result import MethodComparison as MethodComparison

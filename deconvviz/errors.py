@@ -1,5 +1,8 @@
 """What can go wrong, one class per kind; every message says what was given, what was expected, what to do."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class DeconvvizError(Exception):
     """The base of every error that deconvviz raises on purpose."""
@@ -43,3 +46,20 @@ class StoreError(DeconvvizError, OSError):
 
 class RankError(DeconvvizError, RuntimeError):
     """Another of the processes that share a call failed, is gone, or makes another call."""
+
+
+def form_of(found: Any) -> str:
+    """Say what somebody gave or a model returned: the shape of a tensor, the parts of what holds several."""
+    if isinstance(found, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_part(value)}" for key, value in found.items()) + "}"
+    if isinstance(found, (list, tuple)):
+        listed = ", ".join(map(_part, found[:4])) + (", …" if len(found) > 4 else "")
+        return f"a {type(found).__name__} of {len(found)} ({listed})"
+    return _part(found)
+
+
+def _part(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return "{" + ", ".join(f"{key!r}: …" for key in found) + "}"
+    shape = getattr(found, "shape", None)
+    return type(found).__name__ if shape is None else str(tuple(shape))

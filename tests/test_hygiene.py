@@ -134,6 +134,18 @@ CALLS: dict[str, Call] = {
     ),
     "project": (lambda m, x, **o: deconvviz.project(m, x, **{"layer": 2, "progress": False, **o}), {"units": [-1]}),
     "response_std": (lambda m, x, **o: deconvviz.response_std(m, x, **{"progress": False, **o}), {"layers": ["none"]}),
+    "top by a call": (
+        lambda m, x, **o: deconvviz.top(m, x, **{"call": lambda m, x: m(x - 1), "progress": False, **o}),
+        {"call": "a call"},
+    ),
+    "occlude a target": (
+        lambda m, x, **o: deconvviz.occlude(
+            m,
+            x[:1],
+            **{"target": lambda y: y["y"].sum(1), "call": lambda m, x: {"y": m(x)}, "size": 8, "progress": False, **o},
+        ),
+        {"target": lambda y: y["y"]},
+    ),
     "top": (lambda m, x, **o: deconvviz.top(m, x, **{"layers": [1, 2], "progress": False, **o}), {"k": 0}),
 }
 CALLS = {name: call for name, call in CALLS.items() if hasattr(deconvviz, name.split()[0])}

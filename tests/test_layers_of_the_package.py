@@ -17,7 +17,7 @@ topk
 scan
 model
 images jobs rules zoo
-tape results guard checks ranks targets
+tape results guard checks ranks targets calls
 devices errors
 """
 LINE = {room: number for number, rooms in enumerate(reversed(LINES.split("\n"))) for room in rooms.split()}

@@ -56,7 +56,7 @@ def test_what_is_no_module_is_refused(call, model, kind):
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_model_of_two_inputs_is_told_what_to_do(call):
-    with pytest.raises(ForwardError, match=r"something else than images alone: .*argument: 'b'. Wrap it in a module"):
+    with pytest.raises(ForwardError, match=r"something else than images alone: .*argument: 'b'. Say how it is called"):
         call(Two())
 
 

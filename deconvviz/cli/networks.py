@@ -22,11 +22,12 @@ _FORMS = "a zoo name, torchvision:NAME, timm:NAME or path/to/file.py:FUNCTION"
 
 
 class Loaded(NamedTuple):
-    """A network, how it wants its images (None: as is known of it), and whether its weights are random."""
+    """A network, how it wants its images (None: as is known of it), whether its weights are random, how it is called."""
 
     model: nn.Module
     preprocess: Any = None
     random: bool = False
+    call: Any = None
 
 
 def load_model(name: str, *, weights: str | None = None, device: str | None = None, seed: int = 0) -> Loaded:
@@ -40,7 +41,7 @@ def load_model(name: str, *, weights: str | None = None, device: str | None = No
     Args:
         name: A name of the zoo, "torchvision:NAME" (or the bare name), "timm:NAME", or "FILE.py:FUNCTION",
             where the function takes no arguments and returns the network; a `preprocess` in the file is used
-            for pictures.
+            for pictures, a `call` is how the network is called with images, see `deconvviz.project`.
         weights: None for the bundled weights of a zoo network where there are some, else the ones it is built
             with; "random"; "bundled" (zoo); "DEFAULT" (torchvision, timm: fetched by these libraries); or the
             path of a .safetensors or .pth file with a state dict.
@@ -128,7 +129,8 @@ def _from_file(path: Path, function: str, weights: str | None) -> Loaded:
         raise ModelError(f"{path}:{function} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}:{function} gave {type(model).__name__}, expected a torch.nn.Module.")
-    return Loaded(_filled(model, weights, str(path)), getattr(module, "preprocess", None))
+    filled = _filled(model, weights, str(path))
+    return Loaded(filled, getattr(module, "preprocess", None), call=getattr(module, "call", None))
 
 
 def _filled(model: nn.Module, weights: str | None, name: str) -> nn.Module:

@@ -135,7 +135,7 @@ def _occlude(command: Command, parsed: argparse.Namespace) -> None:
 
 def _evidence(command: Command, parsed: argparse.Namespace) -> None:
     result = command.call(parsed, load(parsed))
-    write(parsed.out or f"evidence-{parsed.layer}.png", result.plot())
+    write(parsed.out or f"evidence-{parsed.layer or parsed.target}.png", result.plot())
     save(result, parsed)
 
 
@@ -267,7 +267,7 @@ COMMANDS = (
         "evidence",
         "which part of the patches excites each unit, found by covering them place by place",
         (
-            *(*MODEL, IMAGES, LAYER.but(required=True), UNITS, K),
+            *(*MODEL, IMAGES, LAYER, UNITS, TARGETS, K),
             Option("--size", "pixels of the occluder, 32 or 32,48; default: a seventh of the patch", type=pair),
             Option("--stride", "pixels between its places; default: half the size", type=pair),
             FILL,

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calls.called import name_of
 from ..checks import is_whole
 from ..errors import LayerError, ModelError, OptionError, UnitError
-from ..model.output import check_output, class_names, class_number
+from ..model.output import check_output, class_names
 from ..model.survey import survey
 from ..model.table import Layer, LayerTable, find
 from ..rules.kinds import MAPS, Kind
 from ..tape.receptive_field import Reach, Span
 from ..tape.record import record
+from ..targets import class_number
 
 # (the network, the image (1, C, H, W), the explained number of images: (N, C, H, W) -> (N,)) -> (C, H, W) or (H, W)
 Own = Callable[[nn.Module, Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -32,10 +34,13 @@ class Start:
     unit: int
     position: tuple[int, int]
     module: str | None  # which returns the layer; None: the network itself
+    name: str = ""  # of a function of the output
 
     @property
     def title(self) -> str:
         """How the result names it."""
+        if self.name:
+            return self.name
         if self.module is None:
             return f"class {self.unit}"
         place = "" if self.layer.reach.dims is None else f" at {self.position[0]}, {self.position[1]}"
@@ -86,6 +91,8 @@ def start_of(network: nn.Module, image: Tensor, target: Any, preprocess: Any = N
     rows = survey(network, image)
     if isinstance(target, tuple) and len(target) == 2:
         return _unit(network, image, find(rows, target[0]), target[1]), rows
+    name = name_of(target) if callable(target) else ""
+    target = 0 if name else target
     number = record(network, image).output
     tape = record(network, image, keep=() if number is None else [number])
     output = check_output(tape.kept.get(-1 if number is None else number))
@@ -96,7 +103,8 @@ def start_of(network: nn.Module, image: Tensor, target: Any, preprocess: Any = N
         target = class_number(target, class_names(network, preprocess, None, classes))
     if not is_whole(target):
         raise OptionError(
-            f"target={target!r} has no meaning here. Give a class by number or name, (layer, unit), (layer, None) or None."
+            f"target={target!r} has no meaning here. Give a class by number or name, (layer, unit), (layer, None), a "
+            "function of what the model returns, or None."
         )
     unit = int(target)
     if not 0 <= unit < classes:
@@ -105,7 +113,7 @@ def start_of(network: nn.Module, image: Tensor, target: Any, preprocess: Any = N
     height, width = image.shape[2:]
     whole = Reach(Span.of_input(height).whole(1), Span.of_input(width).whole(1), None)
     layer = Layer("output", None, "output", classes, 1, 1, (height, width), None, ("output",), number, whole)
-    return Start(layer, unit, (0, 0), None), rows
+    return Start(layer, unit, (0, 0), None, name), rows
 
 
 def _unit(network: nn.Module, image: Tensor, layer: Layer, wanted: Any) -> Start:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images import ImageSet, open_images
-from ..model.output import class_names
+from ..model.output import class_names, known_names
 from ..occlusion.occlude import occlude
 from ..tape.record import record
+from ..targets import named
 from . import attributions
 from .case import Case, Own, cam_module, start_of
 from .randomize import cascade, stages_of, steps_of
@@ -28,7 +30,7 @@ def compare_methods(
     model: nn.Module,
     image: Any,
     *,
-    target: int | str | tuple[int | str, int | None] | None = None,
+    target: Any = None,
     methods: Sequence[str] | None = None,
     own: Mapping[str, Own] | None = None,
     layer: int | str | None = None,
@@ -39,6 +41,7 @@ def compare_methods(
     draws: int = 1,
     seed: int = 0,
     preprocess: object = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> MethodComparison:
     """Explain one answer by several methods, and again with random weights: who still draws the same picture?
@@ -78,6 +81,8 @@ def compare_methods(
         image: One image: (C, H, W) or (1, C, H, W) in the model's input space, a PIL image or a file.
         target: A class, by number or name; (layer, unit): that unit's strongest position in this image; (layer,
             None): the strongest unit of the layer; None: the most probable class. The layer is a number or a module path.
+            Or a function of what the model returns for N images, whatever that is, with one number for each, (N,); see
+            `deconvviz.targets`.
         methods: Some of "deconvnet", "guided", "gradient", "gradcam", "integrated", "occlusion"; None: all.
         own: Methods of your own: name to a function of (network, image (1, C, H, W), f), f mapping (N, C, H, W) to
             (N,), that returns (C, H, W) or (H, W).
@@ -91,6 +96,7 @@ def compare_methods(
         draws: How often to draw the weights; each number is then a mean.
         seed: Of the draws.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar.
 
     Returns:
@@ -109,6 +115,7 @@ def compare_methods(
     chosen = _chosen(methods, own or {})
     if stages < 0 or draws < 1 or steps < 1:
         raise OptionError(f"stages={stages}, draws={draws}, steps={steps}: expected at least 0, 1 and 1.")
+    model = called(model, call)
     opened = _one(model, image, preprocess)
     occluder = {"size": size, "stride": stride}
     with torch.inference_mode(False):  # copies made in inference mode could not be changed
@@ -177,6 +184,8 @@ def _alike(trained: Sequence[Tensor], random: Sequence[Tensor]) -> Iterator[tupl
 def _title(opened: ImageSet, case: Case) -> str:
     """Return the explained number in words, with the class's name where it is known."""
     start = case.start
+    if start.name:
+        return start.title
     names = class_names(case.network, opened.preprocess, None, start.layer.units) if start.module is None else None
     return f"{start.title}, {names[start.unit]}" if names else start.title
 
@@ -233,6 +242,9 @@ def _case(
     for module in network.modules():
         if getattr(module, "inplace", False):  # captum's hooks need results that nothing overwrites
             module.inplace = False  # type: ignore[assignment]
+    if callable(target):
+        target = named(target, known_names(network, preprocess, None))
+        network = called(network, None, [target])
     with untouched(network):
         start, rows = start_of(network, image, target, preprocess)
     cam = cam_module(rows, start, layer) if "gradcam" in methods else None
@@ -256,6 +268,8 @@ def _occlude(case: Case) -> Tensor:
     start, options = case.start, dict(case.occluder or {})
     row, col = start.position
     target: Any = start.unit if start.module is None else (start.layer.name, lambda r: r[:, start.unit, row, col])
+    if start.name:
+        target = lambda output: output[:, start.unit]  # noqa: E731
     scan = occlude(case.network, case.image, target=target, progress=False, **options)
     drop = scan.attribution("logit")
     if drop.isnan().any():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..checks import at_once, numbers_of, whole
 from ..errors import ImageError, LayerError, ModelError, StoreError, UnitError, UnsupportedOp
 from ..guard import check_weights, hash_weights, placement, unwrapped
@@ -50,6 +51,7 @@ def report(
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
+    call: Call | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     title: str | None = None,
@@ -87,6 +89,7 @@ def report(
         lrn: "pass" or "gradient", see `project`.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
         title: The page's heading; None: "What … sees".
@@ -106,6 +109,7 @@ def report(
     """
     _check(model, out)
     most, k = whole(most, "most", 1), whole(k, "k", 1)
+    model = called(model, call)
     source = open_images(model, images, preprocess)
     batch_size = at_once(batch_size, source.batch_size, usual=32)
     table = list_layers(model, tuple(source.take([0]).shape[1:]))

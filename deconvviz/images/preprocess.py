@@ -216,8 +216,8 @@ def preprocess_for(model: nn.Module, preprocess: object = None) -> Preprocess:
 
     Args:
         model: the network; `DataParallel` is looked through.
-        preprocess: a `Preprocess`, a torchvision weights enum or its transforms, a torchvision `Compose`, or
-            any function from a PIL image to a float tensor (C, H, W).
+        preprocess: a `Preprocess`, a torchvision weights enum or its transforms, a torchvision `Compose`, an image
+            processor of Hugging Face, or any function from a PIL image to a float tensor (C, H, W).
 
     Raises:
         ImageError: nothing is known of the model and nothing was given.
@@ -243,10 +243,11 @@ def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> t
     """Return (channels, height, width) of a model's input from a side, (height, width), all three, or what is known."""
     check_module(model)
     if size is None:
+        configured = getattr(getattr(model, "config", None), "image_size", None)  # of a Hugging Face model
         try:
-            size = preprocess_for(model).size or 224
+            size = preprocess_for(model).size or configured or 224
         except ImageError:
-            size = 224
+            size = configured or 224
     sides: list[Any] = [size, size] if is_whole(size) else list(size) if isinstance(size, Iterable) else []
     if len(sides) not in (2, 3) or not all(is_whole(side) and side > 0 for side in sides):
         raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")
@@ -346,6 +347,8 @@ def _given(preprocess: Any) -> Preprocess:
         return preprocess
     if isinstance(preprocess, WeightsEnum):
         preprocess = preprocess.transforms()
+    if is_processor(preprocess):
+        return _of_processor(preprocess)
     if not callable(preprocess):
         raise OptionError(f"preprocess is a {type(preprocess).__name__}, which cannot be called. {_GIVE}")
     if isinstance(preprocess, type):
@@ -360,3 +363,43 @@ def _given(preprocess: Any) -> Preprocess:
         return Preprocess(None, transform=preprocess)
     mean, std = tuple(map(float, norms[0].mean)), tuple(map(float, norms[0].std))
     return Preprocess(None, mean=mean, std=std, transform=preprocess)
+
+
+def is_processor(given: object) -> bool:
+    """Say whether something is an image processor of Hugging Face's `transformers`."""
+    return hasattr(given, "image_mean") and any(
+        kind.__module__.startswith("transformers.") for kind in type(given).__mro__
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Processor:
+    """Takes one PIL image through an image processor of Hugging Face."""
+
+    processor: Any
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        made: Tensor = self.processor(images=picture, return_tensors="pt")["pixel_values"]
+        return made[0]
+
+
+def _of_processor(processor: Any) -> Preprocess:
+    """Return what an image processor does; its size where it is one for all pictures."""
+    crops = getattr(processor, "do_center_crop", None)
+    side = _size_of(getattr(processor, "crop_size", None) if crops else getattr(processor, "size", None))
+    mean, std = processor.image_mean, processor.image_std
+    known = getattr(processor, "do_rescale", True) and mean is not None and std is not None
+    if not getattr(processor, "do_normalize", True):
+        mean, std = [0.0] * len(mean or (0, 0, 0)), [1.0] * len(mean or (0, 0, 0))
+    own = (tuple(map(float, mean)), tuple(map(float, std))) if known else (None, None)
+    return Preprocess(side, mean=own[0], std=own[1], transform=_Processor(processor), source="Hugging Face")
+
+
+def _size_of(size: Any) -> tuple[int, int] | None:
+    """Return (height, width) of a size in any of the forms that processors have."""
+    height, width = (
+        (size.get(name) if hasattr(size, "get") else getattr(size, name, None)) for name in ("height", "width")
+    )
+    if height is None and isinstance(size, int):
+        return size, size
+    return None if height is None or width is None else (int(height), int(width))

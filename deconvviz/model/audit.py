@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calls import Call, called
 from ..errors import UnsupportedOp
 from ..guard import placement, untouched
 from ..images import Images, open_images
@@ -78,6 +79,7 @@ def audit(
     *,
     input_size: int | tuple[int, ...] | None = None,
     preprocess: Any = None,
+    call: Call | None = None,
 ) -> Audit:
     """List every nonlinearity, pool and normalization that a model runs, and the rule each gets.
 
@@ -98,6 +100,7 @@ def audit(
             `input_size`.
         input_size: As `layers` takes it; None: the model's own size.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
         `Audit`.
@@ -105,6 +108,7 @@ def audit(
     Raises:
         ModelError: The operations of the model cannot be seen.
     """
+    model = called(model, call)
     device, dtype = placement(model)
     if images is None:
         image = torch.zeros(1, *find_input_size(model, input_size))

@@ -95,7 +95,7 @@ def choose(rows: Sequence[Layer], layers: Layers | None, usual: str = "all") -> 
         found = find_all(rows, layers)
     if not found:
         raise OptionError("layers is empty, expected numbers or module paths, or None for the usual ones.")
-    return list({row.value: row for row in found}.values())
+    return list({row.key: row for row in found}.values())
 
 
 def last_features(rows: Sequence[Layer]) -> Layer:

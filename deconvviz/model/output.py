@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..calls import Called, called
 from ..checks import is_whole
-from ..errors import ModelError, OptionError
+from ..errors import ModelError, OptionError, form_of
 from ..guard import unwrapped
+from ..targets import class_number, named, score
+
+ASK = (
+    "Give target= a function of it with one number per image, such as one of deconvviz.targets, or call= a function that "
+    "returns the scores: lambda model, images: model(images)[0]."
+)
 
 
 def check_output(output: Any) -> Tensor:
     """Return the output for one image if it is (1, classes) and finite."""
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    shape = form_of(output)
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1 or not output.is_floating_point():
-        raise ModelError(f"the model's output for one image is {shape}, expected (1, classes). Wrap it to return that.")
+        raise ModelError(f"the model's output for one image is {shape}, expected (1, classes). {ASK}")
     if not torch.isfinite(output).all():
         raise ModelError("the model's output for the unoccluded image holds NaN or infinity.")
     return output
@@ -54,35 +60,43 @@ def classification_loss(
     return first + auxiliary * sum(heads) if heads and auxiliary else first
 
 
-def class_number(name: str, names: Sequence[str] | None) -> int:
-    """Return the number of a class by its name, or by one of the words between its commas; upper case is lower case.
-
-    Raises:
-        OptionError: The names are not known, or none or several fit.
-    """
-    if names is None:
-        raise OptionError(f"target={name!r}: the names of this model's classes are not known. Give the class's number.")
-    wanted = name.strip().lower()
-    spellings = [{whole.lower(), *(part.strip().lower() for part in whole.split(","))} for whole in names]
-    found = [number for number, whole in enumerate(names) if whole.lower() == wanted]
-    found = found or [number for number, words in enumerate(spellings) if wanted in words]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{number} ({names[number]})" for number in found)
-        raise OptionError(f"target={name!r} is the name of several classes: {listed}. Give the number.")
-    close = difflib.get_close_matches(wanted, sorted(set().union(*spellings)), 3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise OptionError(f"target={name!r} is the name of no class of this model, which has {len(names)}.{hint}")
-
-
 def class_names(model: nn.Module, preprocess: Any, given: Sequence[str] | None, classes: int) -> tuple[str, ...] | None:
     """Return the names that were given, else those of the model's card or its weights; None if none fit."""
     if given is not None and len(given) != classes:
         raise OptionError(f"class_names holds {len(given)} names, the model has {classes} classes. Give one for each.")
-    card = getattr(unwrapped(model), "card", None)
-    found = given or getattr(card, "classes", None) or (getattr(preprocess, "meta", None) or {}).get("categories")
-    return tuple(map(str, found)) if found and len(found) == classes else None
+    found = known_names(model, preprocess, given)
+    return found if found and len(found) == classes else None
+
+
+def known_names(model: nn.Module, preprocess: Any, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the names that were given, else those of the model's card, its configuration or its weights."""
+    network = unwrapped(model)
+    found = given or getattr(getattr(network, "card", None), "classes", None) or _configured(network)
+    found = found or (getattr(preprocess, "meta", None) or {}).get("categories")
+    return tuple(map(str, found)) if found else None
+
+
+def measuring(model: nn.Module, target: Any, names: Sequence[str] | None) -> Called:
+    """Return a network whose output, of the module `asked`, is the numbers (N, T) of one target or several.
+
+    A target is a class by number or name, or a function of what the model returns.
+    """
+    wanted = list(target) if isinstance(target, (list, tuple)) else [target]
+    if not wanted:
+        raise OptionError("target is an empty list: give a class, or a function of what the model returns.")
+    functions = [named(one if callable(one) else score(one), names) for one in wanted]
+    network: Called = called(model, None, functions)
+    return network
+
+
+def _configured(network: nn.Module) -> tuple[str, ...] | None:
+    """Return the classes of a Hugging Face model's configuration, unless they are the numbers that it invents."""
+    names = getattr(getattr(network, "config", None), "id2label", None)
+    if not isinstance(names, Mapping) or sorted(names) != list(range(len(names))):
+        return None
+    return (
+        None if all(name == f"LABEL_{i}" for i, name in names.items()) else tuple(names[i] for i in range(len(names)))
+    )
 
 
 def find_class(target: Any, names: Sequence[str] | None, classes: int) -> int:

@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..calls import Call, called
+from ..calls.detectors import is_detector
 from ..errors import ForwardError, ImageError, LayerError, ModelError
 from ..guard import check_weights, placement, untouched
 from ..images.preprocess import input_size as find_input_size
@@ -20,6 +22,7 @@ from ..tape.receptive_field import Reach
 from ..tape.record import record
 from .switches import switches_below
 from .table import Layer, Layers, LayerTable, find_all, maker_of, one_by_one
+from .tokens import Grid, blocks, grids
 from .work import Counting, owners
 
 # Networks with at most this many convolutions are counted by convolution, deeper ones by stride (AlexNet has 5,
@@ -27,7 +30,9 @@ from .work import Counting, owners
 FEW = 7
 
 
-def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> LayerTable:
+def layers(
+    model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, call: Call | None = None
+) -> LayerTable:
     """List a model's layers: number, name, kind, units, map, receptive field, stride, max-pools below, cost.
 
     Example:
@@ -37,12 +42,14 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
         ('features.11', 256, (163, 163))
 
     The number n counts as the papers do: in a network of at most 7 convolutions the n-th convolution, its response
-    taken after its ReLU; in a deeper one the last activation at the n-th cumulative stride. A
-    network of the zoo may name its own: `Card.layers`.
+    taken after its ReLU; in a deeper one the last activation at the n-th cumulative stride; in a transformer (ViT, DeiT,
+    Swin, ConvNeXt …) the n-th block. Tokens are maps of rows and columns; the class token and others before them are
+    a layer of their own, "blocks.3:class". A network of the zoo may name its own: `Card.layers`.
 
     Args:
         model: The network; it is run once on a blank image and left as it was.
         input_size: Side, (height, width) or (channels, height, width) in pixels; None takes the model's own.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
         A `LayerTable`, whose rows are `Layer`s; `table[5]` and `table["features.11"]` pick one.
@@ -50,6 +57,7 @@ def layers(model: nn.Module, input_size: int | tuple[int, ...] | None = None) ->
     Raises:
         ModelError: The operations of the model cannot be seen, or its weights are not finite.
     """
+    model = called(model, call)
     size = find_input_size(model, input_size)
     device, dtype = placement(model)
     with untouched(model) as network, names_input_size(input_size):
@@ -125,8 +133,11 @@ def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
     _check_order(tape, reaches)
     rows = []
     switches = switches_below(tape)
-    chosen = _chosen(tape, network)
-    numbers = {value: n for n, value in enumerate(chosen.values(), 1)} or _numbers(tape, reaches)
+    chosen = _chosen(tape, network) or blocks(tape, reaches)
+    numbers = {value: n for n, value in enumerate(chosen.values(), 1)}
+    numbers = numbers or _numbers(tape, reaches, network)
+    tokens = grids(tape, reaches)
+    insides = tuple(f"{path}{mark}" for path in chosen for mark in ".:") if tokens else ()
     names: dict[int, list[str]] = {}
     for name, value in _names(tape, numbers).items():
         names.setdefault(value, []).append(name)
@@ -134,29 +145,46 @@ def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
         reach = reaches[value]
         if len(tape.shapes[value]) < 2:
             continue
-        units, height, width = _form(tape.shapes[value], reach)
-        rows.append(
-            Layer(
-                name=min(aliases, key=lambda name: (name not in chosen, "[" in name, len(name))),
-                number=numbers.get(value),
-                kind=_kind(tape, value),
-                units=units,
-                height=height,
-                width=width,
-                receptive_field=reach.field(),
-                stride=(reach.rows.stride, reach.cols.stride) if reach.dims else None,
-                aliases=tuple(aliases),
-                value=value,
-                reach=reach,
-                maker=maker_of(tape, value),
-                switches=switches[value],
-            )
+        grid = tokens.get(value)
+        if grid is not None and (len(reach.rows.lo), len(reach.cols.lo)) != (grid.rows, grid.cols):
+            reach = reach.everywhere(reach.dims, grid.rows, grid.cols)
+        units, height, width = _form(tape.shapes[value], reach, grid)
+        layer = Layer(
+            name=min(aliases, key=lambda name: (name not in chosen, "[" in name, len(name))),
+            number=numbers.get(value),
+            kind=_kind(tape, value),
+            units=units,
+            height=height,
+            width=width,
+            receptive_field=reach.field(),
+            stride=(reach.rows.stride, reach.cols.stride) if reach.dims else None,
+            aliases=tuple(aliases),
+            value=value,
+            reach=reach,
+            maker=maker_of(tape, value),
+            switches=switches[value],
+            tokens=None if grid is None or grid.total == height * width else (grid.before, grid.total),
         )
+        rows.append(layer)
+        if grid is not None and grid.before and not any(name.startswith(insides) for name in aliases):
+            rows.append(_apart(layer, grid))
     return tuple(rows)
 
 
-def _form(shape: torch.Size, reach: Reach) -> tuple[int, int, int]:
+def _apart(layer: Layer, grid: Grid) -> Layer:
+    """Return the layer of the tokens before the grid: the class token, and others of its kind."""
+    reach = layer.reach.everywhere(layer.reach.dims, 1, grid.before)
+    size = {"height": 1, "width": grid.before, "receptive_field": reach.field(), "reach": reach}
+    names = tuple(f"{alias}:class" for alias in layer.aliases)
+    return replace(
+        layer, name=f"{layer.name}:class", number=None, aliases=names, tokens=(0, grid.total), stride=None, **size
+    )
+
+
+def _form(shape: torch.Size, reach: Reach, grid: Grid | None = None) -> tuple[int, int, int]:
     """Return units, height, width of a tensor (N, ...); all zero where it can't be told what its dimensions are."""
+    if grid is not None:
+        return shape[1:].numel() // grid.total, grid.rows, grid.cols
     if reach.dims is not None:
         height, width = len(reach.rows.lo), len(reach.cols.lo)
         return shape[1:].numel() // max(1, height * width), height, width
@@ -171,7 +199,8 @@ def _check_one_pass(tape: Tape, network: nn.Module) -> None:
         name = "model.backbone.body" if isinstance(getattr(trunk, "body", None), nn.Module) else "model.backbone"
         raise ModelError(
             f"{type(network).__name__} takes the images of a batch one by one, as detectors do: its responses cannot be "
-            f"followed back to them. Give the network inside it, {name}, and images as it gets them."
+            f"followed back to them. Give the network inside it, {name}, and images as it gets them, or say how to call it: "
+            "call=lambda model, images: model.backbone(images)."
         )
 
 
@@ -228,14 +257,17 @@ def _chosen(tape: Tape, network: nn.Module) -> dict[str, int]:
     return values if len(values) == len(paths) else {}
 
 
-def _numbers(tape: Tape, reaches: dict[int, Reach]) -> dict[int, int]:
+def _numbers(tape: Tape, reaches: dict[int, Reach], network: nn.Module) -> dict[int, int]:
     """Number the layers as the papers do: value -> number."""
-    convolutions = [op for op in tape.ops if op.short == "conv2d" and not _after_global_pool(reaches[op.inputs[0]])]
+    # A detector's heads work on maps of all strides: its trunk is what is counted.
+    trunk = "backbone." if is_detector(network) else ""
+    ops = [op for op in tape.ops if op.module.startswith(trunk)]
+    convolutions = [op for op in ops if op.short == "conv2d" and not _after_global_pool(reaches[op.inputs[0]])]
     if 0 < len(convolutions) <= FEW:
         return {_response(op, tape): n for n, op in enumerate(convolutions, 1)}
     last: dict[int, int] = {}
     activations: set[int] = set()
-    for op in tape.ops:
+    for op in ops:
         reach, kind = reaches[op.outputs[0]], kind_of(op)
         # An Inception or Fire module's activations are all its branches', side by side.
         joined = kind is Kind.CONCATENATION and activations.issuperset(op.inputs)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..checks import is_whole, numbers_of
 from ..devices import sent
-from ..errors import LayerError, UnitError
+from ..errors import ImageError, LayerError, UnitError
 from ..results.text import as_html, as_text
 from ..tape.operations import Tape
 from ..tape.receptive_field import Reach
+
+Key = tuple[int, "tuple[int, int] | None"]  # what tells a layer's response from others'
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Layer:
     switches: int = 0  # max-pools between it and the images
     parameters: int = field(compare=False, default=0)
     macs: int = field(compare=False, default=0)
+    tokens: tuple[int, int] | None = field(default=None, repr=False)  # where its tokens begin, of how many
+
+    @property
+    def key(self) -> Key:
+        """The recorded value, and which of its tokens."""
+        return self.value, self.tokens
 
     def response_in(self, tape: Tape) -> Tensor:
         """Return the recorded response as the network made it."""
@@ -68,6 +76,14 @@ class Layer:
         row, col = self.reach.dims
         if row == col:
             flat = response.movedim(row, -1).flatten(1, -2)
+            if self.tokens is not None:
+                first, total = self.tokens
+                if flat.shape[2] != total:
+                    raise ImageError(
+                        f"layer {self.name!r} has {flat.shape[2]} tokens, {total} on the first image: where they lie is not "
+                        "known. Let preprocess bring all images to one size."
+                    )
+                flat = flat[:, :, first : first + self.height * self.width]
             return flat.unflatten(2, (self.height, self.width))
         return response.movedim((row, col), (-2, -1)).flatten(1, -3)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError, ModelError
+from ..model.output import ASK
 from ..model.table import Layer
 from ..tape.operations import Op, Tape
 from ..tape.record import record
@@ -29,10 +30,12 @@ class Answer:
 def recorded_answer(tape: Tape, layer: Layer | None) -> Answer:
     """Return the answer of a pass that was recorded with the output and the layer's response."""
     if tape.output is None:
-        hint = "Wrap it to return the scores."
+        hint = ASK
         if tape.reads:
             hint = f"{tape.reads[0].where} takes the values out of torch, where they cannot be followed."
-        raise ModelError(f"the model's output is not a tensor, expected (N, classes). {hint}")
+        raise ModelError(
+            f"the model's output is {tape.returned}, not a tensor that can be followed, (N, classes). {hint}"
+        )
     return Answer(tape.kept[tape.output], None if layer is None else layer.as_maps(tape.kept[layer.value]))
 
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..errors import ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft, Fields
 from ..jobs.runner import Kept, Memory, Place, Step, laid_out, run
+from ..model.output import known_names, measuring
 from ..model.survey import resolve
 from ..projection.bulk import Frames
 from ..projection.strongest import find_frames, hash_job, images_per_unit
@@ -41,8 +43,9 @@ def evidence(
     model: nn.Module,
     images: Images = None,
     *,
-    layer: int | str,
+    layer: int | str | None = None,
     units: Sequence[int] | str | None = None,
+    target: Any = None,
     k: int = 9,
     top: TopK | None = None,
     size: int | tuple[int, int] | None = None,
@@ -50,6 +53,7 @@ def evidence(
     fill: Any = "gray",
     method: str | None = None,
     preprocess: Any = None,
+    call: Call | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
@@ -75,6 +79,9 @@ def evidence(
         images: As for `project`; None: the sample photos.
         layer: Number or module path, see `deconvviz.layers`.
         units: A list, "all", or None for 16 spread evenly over the layer.
+        target: In place of a layer: a class by number or name, a function of what the model returns for N images, with
+            one number for each, (N,), see `deconvviz.targets`; or a list of these. They are the units 0, 1, … of a layer
+            "target" whose patches are whole images.
         k: How many images per unit.
         top: A scan of the same images that holds this layer, in place of a new one; `k` is then its own.
         size: Of the occluder in pixels, or (height, width); None: a seventh of the patch's short side.
@@ -83,6 +90,7 @@ def evidence(
         method: "incremental", "full", or None: incremental unless the network (a transformer) cannot be followed for
             several images at once; the result's `in_full` says where.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: Images per forward pass of the scan; None: what a `DataLoader` says, else 64.
         workers: Processes that read images.
         seed: Of the noise.
@@ -102,6 +110,15 @@ def evidence(
     """
     if method not in (None, "incremental", "full"):
         raise OptionError(f"method={method!r} has no meaning here. Give 'incremental', 'full' or None.")
+    model = called(model, call)
+    if (layer is None) == (target is None):
+        raise OptionError("give either layer=, with units=, or target=.")
+    if target is not None:
+        if units is not None:
+            raise OptionError("units are of a layer: leave them out, or give layer= in place of target=.")
+        model = measuring(model, target, known_names(model, preprocess, None))
+        layer, units = model.asked, "all"
+    assert layer is not None
     k, scan = images_per_unit(k, top)
     source = open_images(model, images, preprocess)
     device, dtype = placement(model)

@@ -297,8 +297,10 @@ class Runner:
             return [inputs[0].reshape(count, *self.tape.shapes[op.outputs[0]][1:])]
         if op.short in ("expand", "expand_as"):
             return [inputs[0].expand(count, *self.tape.shapes[op.outputs[0]][1:])]
-        if op.short in ("cat", "concat", "concatenate") and inputs[0].dim() == 4:
-            op = _with_constants(op, lambda x: x.expand(count, *x.shape[1:]) if x.dim() == 4 else x)
+        if op.short in ("cat", "concat", "concatenate") and inputs[0].dim() > 1:
+            # What is the same for every image was recorded for one.
+            rank = inputs[0].dim()
+            op = _with_constants(op, lambda x: x.expand(count, *x.shape[1:]) if x.dim() == rank and len(x) == 1 else x)
         return list(tensors_in(op.replay(inputs)))
 
     def _check_precision(self, op: Op, value: int, tensor: Tensor) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..calls.called import name_of
 from ..checks import is_whole
 from ..errors import ModelError, OptionError, UnitError
-from ..model.output import class_number
 from ..model.table import Layer
+from ..targets import class_number, named
 
 # (output (b, classes), response (b, U, h, w) or None) -> (b,)
 Function = Callable[[Tensor, "Tensor | None"], Tensor]
@@ -25,6 +26,7 @@ class Target:
 
     name: int | str
     function: Function | None = None
+    of_output: Callable[[Any], Tensor] | None = None  # of whatever the model returns
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,24 @@ class Targets:
     given: tuple[Target, ...] | None  # None: the most probable class
     several: bool
     layer: int | str | None
+    measured: bool = False  # the output is these targets' own numbers (b, targets), and there are no classes
+
+    @property
+    def functions(self) -> list[Any]:
+        """The functions of what the model returns, in their order."""
+        return [target.of_output for target in self.given or () if target.of_output is not None]
+
+    def of_any_output(self) -> Targets | None:
+        """Return the targets for a network that returns its functions' numbers in place of an output.
+
+        None where these targets need the output itself: scores (N, classes).
+        """
+        given = self.given or ()
+        if any(target.function is None for target in given) or not self.functions:
+            return None
+        order = iter(range(len(given)))
+        columns = [t if t.of_output is None else replace(t, function=_Column(next(order))) for t in given]
+        return replace(self, given=tuple(columns), measured=True)
 
     @classmethod
     def read(cls, target: Any, layer: int | str | None) -> Targets:
@@ -45,8 +65,8 @@ class Targets:
         wanted = list(target) if several else [target]
         if not wanted:
             raise OptionError("target is an empty list; give some classes, or None for the most probable one.")
-        named = [layer, *(t[0] for t in wanted if isinstance(t, tuple) and len(t) == 2)]
-        layers = {int(x) if is_whole(x) else x for x in named if x is not None}
+        layers_named = [layer, *(t[0] for t in wanted if isinstance(t, tuple) and len(t) == 2)]
+        layers = {int(x) if is_whole(x) else x for x in layers_named if x is not None}
         if len(layers) > 1:
             raise OptionError(f"one layer can be measured in one scan, got {', '.join(map(repr, layers))}.")
         return cls(tuple(map(_one, wanted)), several, next(iter(layers), None))
@@ -54,12 +74,9 @@ class Targets:
     def resolved(self, output: Tensor, layer: Layer | None, names: Sequence[str] | None) -> list[Target]:
         """Return the targets for an unoccluded output (1, classes), after checking them; classes go by their numbers."""
         classes = output.shape[1]
-        targets = [
-            Target(class_number(target.name, names))
-            if isinstance(target.name, str) and target.function is None
-            else target
-            for target in self.given or (Target(int(output[0].argmax())),)
-        ]
+        if self.measured:
+            return list(self.given or ())
+        targets = [_resolved(t, names) for t in self.given or (Target(int(output[0].argmax())),)]
         for target in targets:
             if target.function is None and classes < 2:
                 raise ModelError(
@@ -76,13 +93,23 @@ class Targets:
         return targets
 
 
+def _resolved(target: Target, names: Sequence[str] | None) -> Target:
+    """Let the classes' names become numbers."""
+    if target.of_output is not None:
+        function = named(target.of_output, names)
+        return replace(target, function=lambda output, _: function(output))
+    if isinstance(target.name, str) and target.function is None:
+        return Target(class_number(target.name, names))
+    return target
+
+
 def _one(target: Any) -> Target:
     if is_whole(target):
         return Target(int(target))
     if isinstance(target, str):
         return Target(target)
     if callable(target):
-        return Target(getattr(target, "__name__", type(target).__name__), lambda output, _: target(output))
+        return Target(name_of(target), lambda output, _: target(output), target)
     if isinstance(target, tuple) and len(target) == 2 and is_whole(target[1]):
         layer, unit = target[0], int(target[1])
         return Target(f"unit {unit} of layer {layer}", _Unit(unit))
@@ -91,7 +118,7 @@ def _one(target: Any) -> Target:
         return Target(f"{name} of layer {target[0]}", lambda _, response: target[1](response))
     raise OptionError(
         f"target={target!r} has no meaning here. Give a class by number or name, a function of the output "
-        "(b, classes) -> (b,), "
+        "(b, classes), or of whatever the model returns, -> (b,), "
         "(layer, unit), (layer, function of its response (b, units, h, w)), a list of these, or None."
     )
 
@@ -105,14 +132,30 @@ class _Unit:
         return response[:, self.unit].sum((1, 2))
 
 
+@dataclass(frozen=True)
+class _Column:
+    column: int
+
+    def __call__(self, output: Tensor, response: Tensor | None) -> Tensor:
+        return output[:, self.column]
+
+
 class Meter:
     """Receives outputs and keeps what they say of the targets: maps over P positions, on the device.
 
     Nothing is read back before `measured` is asked for, so that a GPU never waits.
     """
 
-    def __init__(self, targets: Sequence[Target], unit: int | None, output: Tensor, response: Tensor | None) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        unit: int | None,
+        output: Tensor,
+        response: Tensor | None,
+        classless: bool = False,
+    ) -> None:
         """Take the unoccluded output (1, classes) and response, and measure them into `unoccluded`."""
+        self.classless = classless
         self.targets, self.unit, self.classes = targets, unit, output.shape[1]
         self.dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
         low, total = float(output.min()), float(output.float().sum())
@@ -145,7 +188,7 @@ class Meter:
         values = {
             "probability": torch.stack([_probability(t, shares) for t in self.targets]),
             "logit": torch.stack([_logit(t, output, response) for t in self.targets]),
-            "label": shares.argmax(1),
+            "label": torch.full_like(shares[:, 0], -1, dtype=torch.long) if self.classless else shares.argmax(1),
         }
         if self.unit is not None and response is not None:
             values["activation"] = response[:, self.unit].to(self.dtype).sum((1, 2))

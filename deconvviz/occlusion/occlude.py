@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..calls import Call, Called, called
 from ..errors import ImageError, OptionError, UnsupportedOp
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images import ImageSet, open_images
-from ..model.output import check_output, class_names
+from ..model.output import check_output, class_names, known_names
 from ..model.survey import describe
 from ..model.table import Layer, LayerTable, find
 from ..rules import table as rules
 from ..tape.operations import Tape
 from ..tape.record import record_fast
+from ..targets import named
 from .answer import Answer, Pass, recorded_answer
 from .confirm import TRIALS, Dice, check_repeats
 from .fill import Filling
@@ -47,6 +49,7 @@ class Options(TypedDict, total=False):
     edge: str
     method: str | None
     preprocess: Any
+    call: Call | None
     memory: int | None
     dtype: torch.dtype | None
     refine: int | None
@@ -80,6 +83,7 @@ def occlude(
     edge: str = "clip",
     method: str | None = None,
     preprocess: Any = None,
+    call: Call | None = None,
     memory: int | None = None,
     dtype: torch.dtype | None = None,
     refine: int | None = None,
@@ -108,10 +112,11 @@ def occlude(
     batch run one by one; the result's `note` says why. The model is left as it was, also after Ctrl-C.
 
     Args:
-        model: Any network that returns (N, classes).
+        model: Any network that returns (N, classes), or anything that a `target` function takes.
         image: (C, H, W) or (N, C, H, W) in the model's input space, a PIL image, a file, a folder, or anything else
             `deconvviz.project` takes.
-        target: A class, by number or name; a function of the output, (b, classes) to (b,); (layer, unit)
+        target: A class, by number or name; a function of the output, (b, classes) to (b,), or of whatever else the
+            model returns (see `deconvviz.targets`; there are no classes then, and `label` is -1); (layer, unit)
             for a unit's summed map; (layer, function of its response (b, units, h, w)); a list of these, measured at
             once; or None, the class that is most probable in the unoccluded image.
         layer: Number or module path of the layer whose strongest map is followed, strongest by its sum over the
@@ -129,6 +134,7 @@ def occlude(
         method: "incremental", "full", or None: incremental unless a mask is no box, or the network (a transformer)
             cannot be followed for several images at once; the result's `method` says which.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         memory: Bytes for a batch; None: 1 GB on a CPU, half of what is free on a GPU.
         dtype: torch.bfloat16 or float16 to trade accuracy for time; `deviation` reports what it costs.
         refine: Measure every `refine`th position, then all only where the maps change by more than a fifth of their
@@ -148,7 +154,8 @@ def occlude(
 
     Raises:
         OptionError: An occluder larger than the image, a stride of 0, a target out of range, unfit masks …
-        ModelError: The output is not (N, classes), or not finite; or the same image gets another answer each time.
+        ModelError: The output is not (N, classes) and no function of it was given, or not finite; or the same image
+            gets another answer each time.
         ImageError, LayerError, UnitError, UnsupportedOp: As their names say.
 
     Source:
@@ -157,6 +164,7 @@ def occlude(
     """
     settings = Settings(method, memory, dtype, refine, progress)
     targets = Targets.read(target, layer)
+    model = called(model, call)
     check_weights(unwrapped(model))
     source, single = _open(model, image, preprocess)
     filling = Filling(fill, model, source, preprocess, seed)
@@ -220,9 +228,12 @@ class _Task:
             # One pass for all: layers and output now, switches for panel (c), what windows are pasted into.
             dice = Dice(image.device)
             tape = record_fast(network, image, keep=None, saver=rules.Saving())
+            if (other := self._other_output(network, tape)) is not None:
+                return other.run(title)
             layer = self._layer(tape)
             usual = recorded_answer(tape, layer)
-            names = class_names(self.model, self.preprocess, self.names, check_output(usual.output).shape[1])
+            classes = check_output(usual.output).shape[1]
+            names = None if self.targets.measured else class_names(self.model, self.preprocess, self.names, classes)
             meter = exact = self._meter(usual, layer, names)
             if dice.rolled():
                 check_repeats(Pass(network, tape, layer, None), usual, TRIALS)
@@ -236,6 +247,20 @@ class _Task:
         facts |= {"measured": found.measured, "method": found.method, "note": found.note}
         return self._result(meter, layer, found.maps, fill=_on_cpu(fill), **facts, **shown)
 
+    def _other_output(self, network: nn.Module, tape: Tape) -> _Task | None:
+        """Return the task for a network whose output is the targets' numbers, where its own is no (1, classes)."""
+        if self.targets.measured:
+            return None
+        scores = tape.output is not None and len(tape.shapes[tape.output]) == 2
+        if scores and not (isinstance(network, Called) and network.picked):
+            return None
+        names = known_names(self.model, self.preprocess, self.names)
+        targets = self.targets.of_any_output()
+        if targets is None:
+            return None
+        functions = [named(function, names) for function in self.targets.functions]
+        return replace(self, model=called(self.model, None, functions), targets=targets)
+
     def _layer(self, tape: Tape) -> Layer | None:
         """Return the layer asked for, or the deepest numbered one that comes before the output."""
         rows = describe(tape, unwrapped(self.model))
@@ -247,7 +272,7 @@ class _Task:
     def _meter(self, usual: Answer, layer: Layer | None, names: Sequence[str] | None) -> Meter:
         targets = self.targets.resolved(check_output(usual.output), layer, names)
         unit = None if usual.response is None else int(usual.response[0].sum((1, 2)).argmax())
-        return Meter(targets, unit, usual.output, usual.response)
+        return Meter(targets, unit, usual.output, usual.response, self.targets.measured)
 
     def _projections(self, tape: Tape, layer: Layer | None, unit: int | None) -> dict[str, Any]:
         """Return the fields for panel (c)."""

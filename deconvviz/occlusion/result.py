@@ -124,6 +124,8 @@ class Occlusion(Result):
         """Return a class's name, or its number where names are not known."""
         if isinstance(target, str):
             return target
+        if target < 0:
+            return "no classes"
         return self.class_names[target] if self.class_names else f"class {target}"
 
     def plot(

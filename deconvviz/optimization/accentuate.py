@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..errors import OptionError
 from . import robustness
 from .climb import Settings, climb
@@ -35,6 +36,7 @@ def accentuate(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     preprocess: Any = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> Accentuated:
     """Change an image as little as needed to excite a unit more, and less.
@@ -61,6 +63,7 @@ def accentuate(
         seed: Of the moves.
         dtype: torch.bfloat16 runs the network in autocast; None as it is.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar with the time left.
 
     Returns:
@@ -75,6 +78,7 @@ def accentuate(
     if not strength >= 0 or steps < 1:
         raise OptionError(f"strength={strength}, steps={steps}: expected at least 0, and at least 1.")
     settings = Settings(steps, rate, robustness.read(robust), int(seed), dtype)
+    model = called(model, call)
     shown, known = open_picture(model, image, preprocess)
     with reading(model, known, shape_of(shown)) as network:
         source = network.find(layer)

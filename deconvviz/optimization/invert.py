@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..devices import Portions
 from ..errors import LayerError, OptionError
 from .climb import Settings, climb
@@ -36,6 +37,7 @@ def invert(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     preprocess: Any = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> Inversion:
     """Rebuild an image from the response of one layer alone, or of each of several.
@@ -63,6 +65,7 @@ def invert(
         seed: Of the starts.
         dtype: torch.bfloat16 runs the network in autocast; None as it is.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar with the time left.
 
     Returns:
@@ -83,6 +86,7 @@ def invert(
     smooth = (1.0 if pixels else 0.0) if total_variation is None else total_variation
     bounded = (0.1 if pixels else 0.0) if alpha_norm is None else alpha_norm
     settings = Settings(steps, rate or RATES[parametrization], NONE, int(seed), dtype, settle=True)
+    model = called(model, call)
     shown, known = open_picture(model, image, preprocess)
     with reading(model, known, shape_of(shown)) as network:
         sources = [network.find(one) for one in network.wanted(layer)]

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..devices import Portions
 from ..errors import OptionError
 from ..guard import hash_weights, unwrapped
 from ..images.preprocess import input_size as find_input_size
 from ..jobs.draft import Draft
 from ..jobs.runner import Memory, Place, Step, laid_out, run
-from ..model.output import class_names, find_class
+from ..model.output import class_names, find_class, known_names, measuring
 from ..topk.result import TopK
 from . import objectives, robustness
 from .climb import Settings, climb
@@ -59,6 +60,7 @@ def maximize(
     batch_size: int | None = None,
     top: TopK | None = None,
     preprocess: Any = None,
+    call: Call | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Maximized:
@@ -80,7 +82,8 @@ def maximize(
         model: The network; left as it was found.
         layer: Number or module path, see `layers`; None for `target`.
         units: Of the layer: a list, "all", or None for 16 spread evenly.
-        target: In place of units: a class by number or name, an `objectives.Objective`, or a list of either.
+        target: In place of units: a class by number or name, an `objectives.Objective`, a function of what the model
+            returns for N images with one number for each, (N,), see `deconvviz.targets`; or a list of these.
         directions: In place of units: (units,) or (n, units), directions in the layer's response.
         at: "mean" of the unit's map, or its activation at the "center".
         negative: Excite as little as can be.
@@ -97,6 +100,7 @@ def maximize(
         batch_size: Images at once; None: what suits the device.
         top: A scan of photos, to compare with: fills `best_photo`.
         preprocess: How pixels become the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         out: File that is written unit by unit; the same call goes on where a killed one stopped.
         progress: Show a bar with the time left.
 
@@ -116,6 +120,8 @@ def maximize(
     settings = _settings(parametrization, robust, steps, rate, seed, dtype)
     if n < 1 or diversity < 0 or (batch_size is not None and batch_size < 1):
         raise OptionError(f"n={n}, diversity={diversity}, batch_size={batch_size}: expected at least 1, 0 and 1.")
+    model = called(model, call)
+    model, target = _measuring(model, target, preprocess)
     shape = find_input_size(model, input_size)
     task = _Task(parametrization, settings, n, diversity, shape)
     with reading(model, pixels_of(model, preprocess), shape) as network:
@@ -311,7 +317,8 @@ def _targets(model: nn.Module, network: Network, target: Any, preprocess: Any) -
     wanted = list(target) if isinstance(target, (list, tuple, Tensor)) else [target]
     if not wanted:
         raise OptionError("target is an empty list: give a class or an objective.")
-    known = class_names(model, preprocess, None, network.classes())
+    classes = network.classes()
+    known = class_names(model, preprocess, None, classes)
     each, names, numbers = [], [], []
     for one in wanted:
         if isinstance(one, Objective):
@@ -319,12 +326,23 @@ def _targets(model: nn.Module, network: Network, target: Any, preprocess: Any) -
             names.append(one.name)
             numbers.append(-1)
             continue
-        number = find_class(one, known, network.classes())
+        number = find_class(one, known, classes)
         name = known[number] if known else f"class {number}"
         each.append(objectives.output(number, name))
         names.append(name)
         numbers.append(number)
     return Goals("", None, tuple(each), tuple(names), tuple(numbers))
+
+
+def _measuring(model: nn.Module, target: Any, preprocess: Any) -> tuple[nn.Module, Any]:
+    """Return a network whose output is the numbers of target functions, and the objectives of these, if there are any."""
+    wanted = list(target) if isinstance(target, (list, tuple)) else [target]
+    if not any(callable(one) for one in wanted):
+        return model, target
+    if any(isinstance(one, Objective) for one in wanted):
+        raise OptionError("target holds functions of the output and objectives. Give them in calls of their own.")
+    network = measuring(model, wanted, known_names(model, preprocess, None))
+    return network, [objectives.output(i, name) for i, name in enumerate(network.names)]
 
 
 def _laid_out(goals: Goals, task: _Task) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

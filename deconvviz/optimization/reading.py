@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..guard import check_weights, placement, untouched
 from ..images.preprocess import Preprocess
+from ..model.output import ASK
 from ..model.survey import describe
 from ..model.table import Layer, find
 from ..rules import table as rules
@@ -80,7 +81,7 @@ class Network:
     def _output(self) -> int:
         value = self.tape.output
         if value is None or len(self.tape.shapes[value]) != 2:
-            raise ModelError("the model's output is not (N, classes). Choose a layer, or wrap the model.")
+            raise ModelError(f"the model's output is not (N, classes). Choose a layer. {ASK}")
         return value
 
 

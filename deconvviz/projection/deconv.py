@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..checks import at_once, is_whole
 from ..devices import Portions
 from ..errors import ModelError, UnitError
@@ -34,6 +35,7 @@ def deconv(
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
+    call: Call | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     progress: bool = True,
@@ -61,6 +63,7 @@ def deconv(
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: For images that are not a tensor, see `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
         progress: Whether to show a bar where there are several batches.
@@ -76,6 +79,7 @@ def deconv(
         Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1.
     """
     saving = rules.Saving(rule, lrn, allow_gradient)
+    model = called(model, call)
     device, dtype = placement(model)
     source = open_images(model, images, preprocess)
     size = at_once(batch_size, source.batch_size, usual=32)

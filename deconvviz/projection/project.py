@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..checks import at_once
 from ..devices import Portions
 from ..guard import check_weights, placement, untouched
@@ -42,6 +43,7 @@ def project(
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
+    call: Call | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -75,6 +77,7 @@ def project(
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
         out: File to stream the result to; a result over 1.5 GiB goes to a temporary file without it. A job that was
@@ -96,6 +99,7 @@ def project(
     """
     saving = rules.Saving(rule, lrn, allow_gradient)
     k, scan = images_per_unit(k, top)
+    model = called(model, call)
     source = open_images(model, images, preprocess)
     batch_size = at_once(batch_size, source.batch_size, usual=32)
     device, dtype = placement(model)

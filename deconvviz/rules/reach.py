@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -252,8 +253,7 @@ def mixed(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     dims, shape = reaches[0].dims, tape.shapes[op.inputs[0]]
     if dims is None:
         return found
-    rows = 1 if dims[0] == dims[1] else shape[dims[0]]
-    like = found[0].everywhere(dims, rows, shape[dims[1]])
+    like = found[0].everywhere(dims, len(reaches[0].rows.lo), len(reaches[0].cols.lo))
     return [like if tape.shapes[v] == shape else r for v, r in zip(op.outputs, found, strict=True)]
 
 
@@ -285,11 +285,55 @@ def border(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
 
 def move(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     """Views, slices, permutations: run the operation on coordinates and see where they went."""
-    reach, shape = reaches[0], tape.shapes[op.inputs[0]]
-    if reach.dims is None or len(reaches) > 1:
+    reach, views = reaches[0], [Viewed(op)]
+    start, shape = reach, tape.shapes[op.inputs[0]]
+    if reach.lost is not None:  # views that took rows or columns apart: with this one they may be together again
+        start, shape, before = reach.lost
+        views = [*before, *views]
+    if start.dims is None or len(reaches) > 1:
         return nowhere(op, reaches, tape)
-    moved = [_replayed(op, c) for c in _coordinates(reach, shape)]
-    return [_moved(reach, *each) for each in zip(*moved, strict=True)]
+    try:
+        moved = [_replayed(views, c) for c in _coordinates(start, shape)]
+    except (RuntimeError, IndexError, ValueError):
+        if len(views) == 1:
+            raise
+        return nowhere(op, reaches, tape)  # something between them was no view: it was broadcast
+    found = []
+    for number, each in enumerate(zip(*moved, strict=True)):
+        one = _moved(start, *each)
+        if one.dims is None:
+            one = _merged(start, *each[:2]) or replace(one, lost=(start, shape, (*views[:-1], Viewed(op, number))))
+        found.append(one)
+    return found
+
+
+class Viewed(NamedTuple):
+    """A view that ran, and which of its results was taken."""
+
+    op: Op
+    number: int = 0
+
+
+def _merged(reach: Reach, rows: Tensor, cols: Tensor) -> Reach | None:
+    """Return the reach of maps whose positions are blocks of others, as where patches are merged into features."""
+    row, col = (_blocks(x, len(span.lo)) for x, span in ((rows, reach.rows), (cols, reach.cols)))
+    if row is None or col is None or row[0] == col[0]:
+        return None
+    return replace(reach, rows=reach.rows.pick(row[1]), cols=reach.cols.pick(col[1]), dims=(row[0], col[0]))
+
+
+def _blocks(moved: Tensor, length: int) -> tuple[int, Ints] | None:
+    """Return the dimension along which coordinates come in blocks of one size, one after the other, and the blocks."""
+    for i in range(1, moved.dim()):
+        others = [j for j in range(moved.dim()) if j != i]
+        low, count = moved.amin(others), moved.shape[i]
+        if count < 2 or length % count:
+            continue
+        size = length // count
+        first = torch.arange(count).double() * size
+        if torch.equal(low, first) and torch.equal(moved.amax(others), first + size - 1):
+            return i, (first[:, None].long() + torch.arange(size)).numpy()
+    return None
 
 
 def _coordinates(reach: Reach, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
@@ -310,10 +354,16 @@ def _laid(line: Tensor, dim: int, shape: torch.Size) -> Tensor:
     return line.double().view(*[-1 if i == dim else 1 for i in range(len(shape))]).expand(shape).contiguous()
 
 
-def _replayed(op: Op, coordinates: Tensor) -> list[Tensor]:
-    # An index among the arguments is on the model's device.
-    device = next((x.device for x in tensors_in((op.args, op.kwargs))), torch.device("cpu"))
-    return [x.cpu() for x in tensors_in(op.replay([coordinates.to(device)]))]
+def _replayed(views: Sequence[Viewed], coordinates: Tensor) -> list[Tensor]:
+    """Run views one after the other; return all that the last gives."""
+    results = [coordinates]
+    taken = 0
+    for op, number in views:
+        # An index among the arguments is on the model's device.
+        device = next((x.device for x in tensors_in((op.args, op.kwargs))), torch.device("cpu"))
+        results = [x.cpu() for x in tensors_in(op.replay([results[taken].to(device)]))]
+        taken = number
+    return results
 
 
 def _moved(reach: Reach, rows: Tensor, cols: Tensor, rest: Tensor) -> Reach:
@@ -377,7 +427,7 @@ def stays(op: Op, tape: Tape) -> bool:
         return False
     for dim in (len(shape) - 2, len(shape) - 1):
         line = torch.arange(shape[dim])
-        for x in _replayed(op, _laid(line, dim, shape)):
+        for x in _replayed([Viewed(op)], _laid(line, dim, shape)):
             place = x.dim() - len(shape) + dim
             if place < 1 or x.shape[place] != shape[dim] or not torch.equal(x, _laid(line, place, x.shape)):
                 return False

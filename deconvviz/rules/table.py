@@ -93,6 +93,11 @@ class Saving:
 
 
 _LRN = "local_response_norm"
+_ATTENTIONS = ("scaled_dot_product_attention", "multi_head_attention_forward")
+_ATTENTION = (
+    "attention mixes positions by weights that it takes from the image, and the deconvnet has no way back through it; "
+    "evidence, occlude and maximize need none"
+)
 
 
 def find(op: Op) -> Rule:
@@ -100,7 +105,7 @@ def find(op: Op) -> Rule:
     rule = RULES.get(op.short)
     if op.saved.own:
         return GRADIENT
-    reason = "there is no rule for it"
+    reason = _ATTENTION if op.short in _ATTENTIONS else "there is no rule for it"
     if rule is not None:
         reason = rule.refuse(op) or ("its result is not floating-point" if op.integral else "")
         if not reason:

@@ -24,7 +24,7 @@ from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import ImageSet
 from ..model.survey import check_seen, describe
-from ..model.table import Layer, Layers
+from ..model.table import Key, Layer, Layers
 from ..results.base import Stored
 from ..results.locks import locked
 from ..rules.table import Saving
@@ -80,14 +80,14 @@ class Scan:
         # oneDNN runs convolutions a fifth faster in this order (AlexNet, 224 px, 1 core: 124 and 154 ms for
         # 16 images).
         self.look = self._channels_last = self.device.type == "cpu"
-        self._layers = {layer.value: layer for one in self.accumulators for layer in one.layers}
+        self._layers = {layer.key: layer for one in self.accumulators for layer in one.layers}
         fixed = (one.layers for one in self.accumulators if one.one_size)
-        self._fixed = {layer.value for layers in fixed for layer in layers}
+        self._fixed = {layer.key for layers in fixed for layer in layers}
         self._output = tape.output if any(one.reads_output for one in self.accumulators) else None
         self._file: StateFile | None = None
         self.batch_size = at_once(batch_size, images.batch_size, usual=usual_batch_size(tape, self.device))
         self._size = self.batch_size  # of the batches that fit into memory
-        self._alone: dict[int, Tensor] = {}  # what the first image gives by itself
+        self._alone: dict[Key, Tensor] = {}  # what the first image gives by itself
         self._last: tuple[int, Tensor] = (0, torch.empty(0))  # the batch that was read last
 
     def run(
@@ -248,7 +248,7 @@ class Scan:
                 self._size = 1
                 return None
             return tuple(
-                one.update(first, [responses[layer.value] for layer in one.layers], output) for one in accumulators
+                one.update(first, [responses[layer.key] for layer in one.layers], output) for one in accumulators
             )
         except Exception as error:
             if len(batch) == 1 or not lacks_memory(error):
@@ -257,8 +257,9 @@ class Scan:
         release()
         return None
 
-    def _observe(self, batch: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
-        values = {*self._layers} if self._output is None else {*self._layers, self._output}
+    def _observe(self, batch: Tensor) -> tuple[dict[Key, Tensor], Tensor | None]:
+        values = {layer.value for layer in self._layers.values()}
+        values |= set() if self._output is None else {self._output}
         wanted: dict[str, Any] = {"until": max(values), "keep": values}
         if self._channels_last:
             try:
@@ -270,9 +271,9 @@ class Scan:
                 self._channels_last = False  # a `view` in the model does not like this order
         return self._responses(record(self.network, batch.contiguous(), **wanted), batch)
 
-    def _responses(self, tape: Tape, batch: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Return each layer's maps (n, units, height, width) by value, and the output."""
-        found = {value: self._response(layer, layer.response_in(tape), batch) for value, layer in self._layers.items()}
+    def _responses(self, tape: Tape, batch: Tensor) -> tuple[dict[Key, Tensor], Tensor | None]:
+        """Return each layer's maps (n, units, height, width) by its key, and the output."""
+        found = {key: self._response(layer, layer.response_in(tape), batch) for key, layer in self._layers.items()}
         output = None if self._output is None else tape.kept.get(self._output)
         return found, output
 
@@ -280,7 +281,7 @@ class Scan:
         usual = (layer.units, layer.height, layer.width)
         flat = layer.reach.dims is None
         response = recorded if flat and recorded[0].numel() != math.prod(usual) else layer.as_maps(recorded)
-        if (flat or layer.value in self._fixed) and response.shape[1:] != usual:
+        if (flat or layer.key in self._fixed) and response.shape[1:] != usual:
             raise ImageError(
                 f"images of {tuple(batch.shape[2:])} pixels give layer {layer.name!r} maps of "
                 f"{tuple(response.shape[1:])}, image 0 gives {usual}: positions would mean different things. Let "
@@ -288,11 +289,11 @@ class Scan:
             )
         return response
 
-    def _agrees(self, responses: dict[int, Tensor]) -> bool:
+    def _agrees(self, responses: dict[Key, Tensor]) -> bool:
         """Say whether the first image gives in the first batch what it gives alone, up to rounding."""
         everything, self._alone = self._alone, {}
-        for value, alone in everything.items():
-            one = responses[value][:1]
+        for key, alone in everything.items():
+            one = responses[key][:1]
             most = _ROUNDING * torch.finfo(one.dtype).eps * alone.abs().amax()
             if one.shape == alone.shape and bool(((one - alone).abs() > most).any()):
                 return False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..checks import at_once, whole
 from ..devices import Portions, doubled
 from ..errors import ImageError, OptionError
@@ -99,6 +100,7 @@ def correspondence(
     seed: int = 0,
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> Correspondence:
     """Mask the same part in several images and compare how their features change.
@@ -133,6 +135,7 @@ def correspondence(
         seed: Of the random boxes.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar.
 
     Returns:
@@ -148,6 +151,7 @@ def correspondence(
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 4.3 and Table 1.
     """
     draws = whole(draws, "draws", 1)
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     if len(opened) < 2:
         raise ImageError(f"there is {len(opened)} image, expected at least 2: the measure compares pairs.")

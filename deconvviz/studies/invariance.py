@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..checks import at_once, whole
 from ..devices import Portions, doubled
 from ..errors import OptionError
@@ -140,6 +141,7 @@ def invariance(
     fill: float | str | None = None,
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> Invariance:
     """Move, scale and rotate images; measure how far features move and how sure the model stays.
@@ -170,6 +172,7 @@ def invariance(
             subtracted; a number (in the model's space for a tensor, 0–1 pixels for pictures); "edge" or "reflect".
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar.
 
     Returns:
@@ -183,6 +186,7 @@ def invariance(
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 4.1 and Fig. 5.
     """
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     ids = list(range(len(opened))) if images is not None else _largest_windows(opened)
     size = tuple(opened.take(ids[:1]).shape[2:])

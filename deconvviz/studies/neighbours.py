@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..checks import is_whole, whole
 from ..devices import doubled
 from ..errors import ImageError, OptionError
@@ -81,6 +82,7 @@ def nearest(
     metric: str = "l2",
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     on_error: str = "raise",
@@ -109,6 +111,7 @@ def nearest(
         metric: "l2", or "cosine": 1 − cosine, 1 for features that are all zero.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         workers: Processes that decode files.
         out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
@@ -128,6 +131,7 @@ def nearest(
     k = whole(k, "k", 1)
     if metric not in METRICS:
         raise OptionError(f"metric={metric!r}: expected one of {', '.join(map(repr, METRICS))}.")
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     asked, ids = _queries(model, opened, query, preprocess)
     tape, rows = first_pass(model, opened, on_error, None if layer is None else [layer])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ranks
+from ..calls import Call, called
 from ..checks import whole
 from ..errors import ModelError, OptionError
 from ..images import Images, open_images
@@ -105,6 +106,7 @@ def probe(
     seed: int = 0,
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     on_error: str = "raise",
@@ -135,6 +137,7 @@ def probe(
         seed: Of the division into folds.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         workers: Processes that decode files.
         out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
@@ -154,6 +157,7 @@ def probe(
     folds, most = whole(folds, "folds", 2), whole(most, "most", 1)
     if not strength > 0:
         raise OptionError(f"strength={strength!r}: expected a number above 0.")
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     texts = [str(label) for label in labels_of(model, opened, labels)]
     _counted(texts, folds)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..devices import doubled
 from ..errors import LayerError, OptionError
 from ..images import Images, open_images
@@ -158,6 +159,7 @@ def response_std(
     kind: str | None = None,
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     on_error: str = "raise",
@@ -185,6 +187,7 @@ def response_std(
             there are any, else all.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         workers: Processes that decode files.
         out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
@@ -201,6 +204,7 @@ def response_std(
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2 and Fig. 7.
     """
     check_kind(kind, layers)
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     tape, rows = first_pass(model, opened, on_error, layers)
     names, found = targets(tape, rows, layers, kind)

@@ -89,7 +89,8 @@ class Tape:
 
     `shapes[value]` and `kept[value]` describe and hold tensors by number; value 0 is the images. `calls` maps
     ("module path", nth call) to the value that the module returned; `silent` are the paths of modules that returned
-    nothing that depends on the images. `axes` maps values to their dimension of images, once it was worked out. `reads`
+    nothing that depends on the images. `returned` says in words what the
+    network returned. `axes` maps values to their dimension of images, once it was worked out. `reads`
     are the calls that took numbers out of tensors, such as `item()` or an `if`: what the model did with these numbers
     is not seen.
     """
@@ -101,6 +102,7 @@ class Tape:
     silent: set[str] = field(default_factory=set)
     axes: dict[int, int | None] = field(default_factory=dict)
     output: int | None = None
+    returned: str = "a tensor"
     reads: list[Op] = field(default_factory=list)
 
     def producer(self) -> dict[int, Op]:

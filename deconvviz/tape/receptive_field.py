@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,12 +111,15 @@ class Reach:
     `dims` are the tensor's dimensions of rows and of columns: (3, 2) after they changed places. The same dimension
     twice: both lie along it, row by row, as after `flatten(2)`. None: neither is anywhere, or it can't be told.
     `sized`: the strides depend on the image's size, as behind an adaptive pool; they are not the network's own.
+    `lost`: (the reach where rows and columns were last told, the shape there, the views since), where only views came
+    since.
     """
 
     rows: Span
     cols: Span
     dims: tuple[int, int] | None
     sized: bool = False
+    lost: Any = None
 
     def boxes(self, positions: NDArray[np.int64]) -> Ints:
         """Boxes (..., 4) as (top, left, bottom, right) of positions (..., 2), clipped to the image."""

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..devices import of_the_device
-from ..errors import ForwardError, UnsupportedOp
+from ..errors import ForwardError, UnsupportedOp, form_of
 from .arguments import READS
 from .operations import Op, Slot, Tape, mapped, short_name, tensors_in
 
@@ -71,8 +71,8 @@ def record(
             if not str(error).startswith(f"{type(network).__name__}.forward()"):
                 raise
             raise ForwardError(
-                f"the model takes something else than images alone: {error}. Wrap it in a module whose forward takes "
-                "images (N, C, H, W) and gives the model the rest."
+                f"the model takes something else than images alone: {error}. Say how it is called with a batch of images "
+                "(N, C, H, W): call=lambda model, images: model(images, …)."
             ) from error
         except _MISFITS as error:
             if type(error) not in _MISFITS or of_the_device(error):
@@ -83,6 +83,7 @@ def record(
                 f"{_remedy(network)}"
             ) from error
         recorder.tape.output = recorder.value_of(result) if isinstance(result, Tensor) else None
+        recorder.tape.returned = form_of(result)
     recorder.check_kept()
     return recorder.tape
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..checks import whole
 from ..errors import LayerError, OptionError
 from ..images import Images, ImageSet, open_images
@@ -31,6 +32,7 @@ def top(
     k: int = 9,
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     distinct: str | None = None,
@@ -58,6 +60,7 @@ def top(
         k: how many images per unit.
         batch_size: images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: see `preprocess_for`.
+        call: how the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         workers: processes that decode files; the result is the same for any number.
         out: path of a file that keeps the scan's state and, at the end, its result. A scan goes on only with the
             same weights, options and images: files are told by name, size and time, a dataset by its type, its
@@ -80,6 +83,7 @@ def top(
     Source: Zeiler & Fergus 2014, section 4: "for a given feature map, we show the top 9 activations".
     """
     k = whole(k, "k", 1)
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     tape, rows = first_pass(model, opened, on_error, layers)
     origins = _origins(opened, distinct)

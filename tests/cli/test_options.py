@@ -57,7 +57,13 @@ def test_options_have_the_names_and_defaults_of_the_functions_arguments(command)
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.function], ids=lambda c: c.name)
 def test_every_argument_is_offered_or_has_a_reason_not_to_be(command):
-    filled_in = {"model", "preprocess", "out", "facts"}  # by MODEL, by the network's file, by the command itself
+    filled_in = {
+        "model",
+        "preprocess",
+        "call",
+        "out",
+        "facts",
+    }  # by MODEL, by the network's file, by the command itself
     missing = set(inspect.signature(function_of(command)).parameters) - set(named(command)) - filled_in
     assert missing == {name for function, name in NOT_OFFERED if function == command.function}
 

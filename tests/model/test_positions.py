@@ -120,18 +120,19 @@ def test_tokens_are_positions_and_their_features_units():
     table = deconvviz.layers(model, (12, 16))
     forms = {r.name: (r.units, r.height, r.width) for r in table}
     assert forms["patches"] == forms["flat"] == forms["tokens"] == (8, 3, 4)
-    assert forms["classed"] == forms["after"] == (8, 1, 13)
-    assert forms["fc"] == (6, 1, 13)
+    assert forms["classed"] == forms["after"] == (8, 3, 4)  # and the class token apart
+    assert forms["classed:class"] == forms["after:class"] == (8, 1, 1)
+    assert forms["fc"] == (6, 3, 4)
     assert forms["mix"] == (0, 0, 0)  # tokens went into its features
     assert "?" in str(table)
     with pytest.raises(LayerError, match=r"which dimension of layer 'mix' holds its channels can't be told"):
         deconvviz.top(model, images, layers=["mix"], k=1, progress=False)
     best = deconvviz.top(model, images, layers=["flat"], k=1, progress=False)["flat"]
-    maps = model.patches(images)
+    maps = model.patches(images).detach()
     strongest = maps.amax((2, 3)).argmax(0)
     assert torch.equal(best.image_ids[:, 0], strongest)
     for unit, (row, col) in enumerate(best.positions[:, 0].tolist()):
-        assert maps[strongest[unit], unit, row, col] == best.values[unit, 0]
+        assert float(maps[strongest[unit], unit, row, col]) == pytest.approx(float(best.values[unit, 0]), rel=1e-5)
     result = deconvviz.project(model, images, layer="tokens", units=[5], top=1, progress=False)
     row, col = result.positions[0, 0].tolist()
     assert result.boxes[0, 0].tolist() == [4 * row, 4 * col, 4 * row + 4, 4 * col + 4]
@@ -245,14 +246,24 @@ def test_a_layer_that_is_cut_off_says_so():
 
 
 def test_a_detector_is_refused_with_the_name_of_its_trunk():
-    make = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
-    model = make(weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64).eval()
-    images = torch.rand(2, 3, 64, 64)
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Module()
+            self.backbone.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+
+        def forward(self, images):
+            batch = torch.zeros(len(images), 3, 20, 20)
+            for place, image in zip(batch, images, strict=True):
+                place.copy_(image)
+            return self.backbone.body(batch)
+
+    model, images = Detector().eval(), torch.rand(2, 3, 20, 20)
     for call in (
         lambda: deconvviz.deconv(model, images, layer="backbone.body.3", unit=2),
         lambda: deconvviz.project(model, images[:1], layer="backbone.body.3", units=[0], top=1, progress=False),
     ):
-        with pytest.raises(ModelError, match=r"FasterRCNN takes the images of a batch one by one.*model.backbone.body"):
+        with pytest.raises(ModelError, match=r"Detector takes the images of a batch one by one.*model.backbone.body"):
             call()
     assert deconvviz.deconv(model.backbone.body, images, layer="3", unit=2).shape == images.shape
 

@@ -150,7 +150,7 @@ def test_a_mistake_is_refused_by_name(net, image, options, kind, message):
     [
         (lambda y: y, r"the model's output for one image is \(1, 5, 18, 15\), expected \(1, classes\)"),
         (lambda y: y.mean((2, 3))[0], r"is \(5,\), expected \(1, classes\)"),
-        (lambda y: {"logits": y}, r"the model's output is not a tensor, expected \(N, classes\)"),
+        (lambda y: {"logits": y}, r"the model's output is \{'logits': \(1, 5, 18, 15\)\}, not a tensor"),
         (lambda y: y.mean((2, 3)) / 0, r"output for the unoccluded image holds NaN or infinity"),
         (lambda y: y.mean((2, 3)).argmax(1, keepdim=True), r"expected \(1, classes\)"),
         (lambda y: y.mean((1, 2, 3))[:, None], r"the model has one output, which has no probability among classes"),
