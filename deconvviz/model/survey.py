@@ -6,6 +6,7 @@ import bisect
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,7 @@ def describe(tape: Tape, network: nn.Module) -> tuple[Layer, ...]:
 def _apart(layer: Layer, grid: Grid) -> Layer:
     """Return the layer of the tokens before the grid: the class token, and others of its kind."""
     reach = layer.reach.everywhere(layer.reach.dims, 1, grid.before)
-    size = {"height": 1, "width": grid.before, "receptive_field": reach.field(), "reach": reach}
+    size: dict[str, Any] = {"height": 1, "width": grid.before, "receptive_field": reach.field(), "reach": reach}
     names = tuple(f"{alias}:class" for alias in layer.aliases)
     return replace(
         layer, name=f"{layer.name}:class", number=None, aliases=names, tokens=(0, grid.total), stride=None, **size

@@ -201,7 +201,7 @@ class Scan:
                 yield Progress(total, state.accumulators, dict(skipped or {}), state.alone)
             bar.update(total - bar.n)
 
-    def _observe_first(self) -> dict[int, Tensor]:
+    def _observe_first(self) -> dict[Key, Tensor]:
         """Return what the first image gives by itself."""
         return self._observe(self.images.example(self.on_error).to(self.device, self.dtype))[0]
 
