@@ -15,6 +15,7 @@ from .options import (
     folder,
     followed,
     load,
+    names,
     number_or_name,
     number_or_text,
     out,
@@ -23,7 +24,10 @@ from .options import (
     write,
 )
 
-RECIPES = ("modern", "paper", "cifar", "cifar-warm", "cifar-short")
+RECIPES = (
+    *("modern", "paper", "cifar", "cifar-warm", "cifar-short", "alexnet", "vgg", "googlenet", "resnet", "preresnet"),
+    "digits",
+)
 
 
 def _recording(command: Command, parsed: argparse.Namespace) -> None:
@@ -110,6 +114,14 @@ COMMANDS = (
                 type=folder,
                 more={"metavar": "DIR"},
             ),
+            Option(
+                "--freeze",
+                "modules that stay as they are, such as features.0,features.3",
+                type=names,
+                default=(),
+                more={"metavar": "NAMES"},
+            ),
+            Option("--start-from", "weights to begin with", more={"metavar": "FILE.safetensors"}),
             Option("--licence", "of the weights, for the card", default="not stated"),
             Option("--cache", "keep the decoded images there", more={"metavar": "DIR"}),
             Option("--workers", "threads that decode", type=int),

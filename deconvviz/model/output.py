@@ -51,12 +51,12 @@ def scores_of(output: Any, classes: int | None = None) -> tuple[Tensor, ...]:
     return found
 
 
-def classification_loss(
+def classification_losses(
     scores: Sequence[Tensor], labels: Tensor, auxiliary: float, *, smoothing: float = 0.0
 ) -> Tensor:
-    """Return the mean cross entropy of the first scores plus `auxiliary` times that of each of the others."""
+    """Return (N,): the cross entropy of the first scores plus `auxiliary` times that of each of the others."""
     wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in scores]
-    first, *heads = (cross_entropy(one, labels, label_smoothing=smoothing) for one in wide)
+    first, *heads = (cross_entropy(one, labels, label_smoothing=smoothing, reduction="none") for one in wide)
     return first + auxiliary * sum(heads) if heads and auxiliary else first
 
 

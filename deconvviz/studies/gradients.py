@@ -18,7 +18,7 @@ from ..errors import LayerError, ModelError, OptionError
 from ..guard import placement, seeded, unwrapped
 from ..images import Images, ImageSet, open_images
 from ..model.features import labels_of
-from ..model.output import classification_loss, scores_of
+from ..model.output import classification_losses, scores_of
 from ..model.table import Layer, Layers
 from ..results.text import amount
 from ..scan.engine import first_pass
@@ -249,7 +249,7 @@ class _Trained:
         scores = scores_of(outputs[0])
         if int(labels.max()) >= scores[0].shape[1]:
             raise OptionError(f"label {int(labels.max())} is out of range: the model has {scores[0].shape[1]} classes.")
-        loss = classification_loss(scores, sent(labels, self.device), self.auxiliary)
+        loss = classification_losses(scores, sent(labels, self.device), self.auxiliary).mean()
         loss.backward()
         if self.optimizer is not None:
             self.optimizer.step()

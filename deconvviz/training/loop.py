@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from ..errors import ModelError
 from ..guard import seeded
+from ..model.output import classification_losses
 from . import checkpoint as _checkpoint
 from . import pixels as _pixels
-from .recipe import clamp_filters, rate
+from .augment import changed, seeds
+from .recipe import clamp_filters, epoch_seed, rate
 from .result import Epoch
-from .run import Run, epoch_seed
+from .run import Run
 from .sharing import whole_batches
 
 
@@ -63,14 +65,16 @@ def _epoch(run: Run, number: int, history: list[Epoch]) -> Epoch:
 
 def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, float]:
     """Train one epoch: mean loss, accuracy, last learning rate."""
-    run.model.train()
+    run.begin_epoch()
     generator = torch.Generator().manual_seed(epoch_seed(run.seed, number))
     rows = run.train.good[torch.randperm(len(run.train.good), generator=generator)]
     counts = [len(batch) for batch in rows.split(run.recipe.batch_size)]
     images, size = run.train.images, run.card.input_size[0]
     shift = int(size * run.recipe.shift) if images.shape[1] == size else 0
     fill = (255 * run.mean).round().to(images) if run.recipe.border == "mean" else None
-    windows = _pixels.Windows.draw_epoch(counts, images.shape[1], size, shift, generator, images.device)
+    windows = _pixels.Windows.draw_epoch(
+        counts, images.shape[1], size, shift, generator, images.device, run.recipe.mirrored
+    )
     at = (index.split(run.recipe.batch_size) for index in run.train.rows(rows))
     errors = [1 - epoch.top1 for epoch in history]
     bar = tqdm(counts, f"epoch {number}", unit="batch", leave=False, disable=None if run.bar else True)
@@ -80,7 +84,11 @@ def _pass(run: Run, number: int, history: list[Epoch]) -> tuple[float, float, fl
         lr = rate(run.recipe, step, len(counts), errors)
         own = run.part.take(count)
         here, there, window = here[own], there[own], window.take(own)
-        crops, labels = _pixels.random_crops(images[here], window, size, fill), run.train.labels[there]
+        draws = seeds(run.seed, number, range(i * run.recipe.batch_size, len(rows))[own])
+        crops, labels = (
+            changed(images[here], run.recipe, window, size, fill, run.colours, draws),
+            run.train.labels[there],
+        )
         tally.look()
         tally.add(step, lr, count, _step(run, crops, labels, lr))
     return tally.mean(lr)
@@ -125,10 +133,10 @@ class _Tally:
 
 def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
     """Change the weights once: (loss, number of right answers), on the device."""
-    logits, part = run.logits(crops), run.part
-    each = cross_entropy(logits, labels, label_smoothing=run.recipe.label_smoothing, reduction="none")
+    scores, part = run.scores(crops), run.part
+    each = classification_losses(scores, labels, run.recipe.auxiliary, smoothing=run.recipe.label_smoothing)
     loss = part.counted(each).sum() / part.count
-    hits = part.counted((logits.argmax(1) == labels).to(loss)).sum()
+    hits = part.counted((scores[0].argmax(1) == labels).to(loss)).sum()
     numbers = part.team.add(torch.stack([loss.detach(), hits]))
     loss = loss * part.team.size  # gradients are averaged over the processes, the loss is summed
     # Where looking costs no wait, a loss that is not finite leaves the weights alone.
@@ -157,7 +165,8 @@ def _validate(run: Run) -> tuple[float, float, float]:
             sums.append(torch.zeros(3, device=run.device))
             continue
         labels = run.val.labels[there]
-        logits = run.logits(_pixels.centre_crops(run.val.images[here], run.card.input_size[0]))
+        images = _pixels.centre_crops(run.val.images[here], run.card.input_size[0], run.card.resize)
+        logits = run.scores(images)[0]
         loss = cross_entropy(logits, labels, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         sums.append(torch.stack([loss, hits[:, 0].sum().to(loss), hits.sum().to(loss)]))

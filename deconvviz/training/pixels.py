@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from .. import ranks
@@ -41,7 +42,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Decoded images (N, S, S, 3) uint8, `labels` (N,) int64, and in `good` the rows that could be read."""
+    """Decoded images (N, S, S, C) uint8, C 3 or gray 1, `labels` (N,) int64, and in `good` the rows that were read."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -99,7 +100,7 @@ def find_both(data: Path, validation: object) -> tuple[Files, Files | None]:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """How files become bytes: short side to `size`, centre crop, in memory or in files under `cache`.
+    """How files become bytes: short side to `size`, centre crop, in memory or in files under `cache`; 1 channel is gray.
 
     The bytes in `cache` are mapped, and used again when the same files come back.
     """
@@ -109,6 +110,7 @@ class Decoder:
     cache: Path | None
     workers: int
     progress: bool
+    channels: int = 3
 
     def decode_both(
         self, files: Files, val_files: Files | None, share: object, seed: int
@@ -138,7 +140,7 @@ class Decoder:
         return Pixels(images, torch.tensor(files.labels), good.nonzero().flatten()), bad
 
     def _decode_into_memory(self, files: Files) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.zeros((len(files.paths), self.size, self.size, 3), dtype=torch.uint8)
+        images = torch.zeros((len(files.paths), self.size, self.size, self.channels), dtype=torch.uint8)
         good = torch.zeros(len(files.paths), dtype=torch.bool)
         # Of several processes each decodes a part and gets the others'.
         team, count = ranks.team(), len(files.paths)
@@ -152,9 +154,10 @@ class Decoder:
 
     def _decode_into_cache(self, files: Files, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         facts = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
-        key = hashlib.sha256(repr((facts, self.size, self.interpolation)).encode()).hexdigest()
+        how = (facts, self.size, self.interpolation, *(() if self.channels == 3 else (self.channels,)))
+        key = hashlib.sha256(repr(how).encode()).hexdigest()
         n = len(files.paths)
-        fields = {"images": (torch.uint8, (n, self.size, self.size, 3)), "good": (torch.bool, (n,))}
+        fields = {"images": (torch.uint8, (n, self.size, self.size, self.channels)), "good": (torch.bool, (n,))}
         team = ranks.team()
         for first in (True, False):  # of several processes the first of each machine decodes for all of it
             if first == (team.local == 0):
@@ -176,7 +179,7 @@ class Decoder:
 
         def one(i: int) -> None:
             with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                images[i] = torch.from_numpy(_read(files.paths[i], self.size, resample))
+                images[i] = torch.from_numpy(_read(files.paths[i], self.size, resample, self.channels))
                 good[i] = True
 
         off = None if self.progress else True  # None: a bar on a terminal only
@@ -186,16 +189,17 @@ class Decoder:
                 pass
 
 
-def _read(path: Path, size: int, resample: Image.Resampling) -> np.ndarray:
+def _read(path: Path, size: int, resample: Image.Resampling, channels: int) -> np.ndarray:
     with Image.open(path) as file:
         check_resized(file.size, size)
-        image = file.convert("RGB")
+        image = file.convert("RGB" if channels == 3 else "L")
     width, height = image.size
     if min(width, height) != size:
         scale = size / min(width, height)
         image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), resample)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.array(image.crop((left, top, left + size, top + size)))
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return pixels.reshape(size, size, channels)
 
 
 def split(good: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,19 +229,28 @@ class Windows:
 
     @classmethod
     def draw_epoch(
-        cls, counts: Sequence[int], full: int, size: int, shift: int, generator: torch.Generator, device: torch.device
+        cls,
+        counts: Sequence[int],
+        full: int,
+        size: int,
+        shift: int,
+        generator: torch.Generator,
+        device: torch.device,
+        mirrored: bool = True,
     ) -> list[Windows]:
         """Draw those of batch after batch; they go to the device together, which then waits for none of them."""
         drawn = [cls.draw(count, full, size, shift, generator) for count in counts]
+        if not mirrored:
+            drawn = [dataclasses.replace(w, mirrored=torch.zeros_like(w.mirrored)) for w in drawn]
         columns = zip(*((w.rows, w.cols, w.mirrored) for w in drawn), strict=True)
         split = [torch.cat(column).to(device).split(list(counts)) for column in columns]
         return [cls(*parts) for parts in zip(*split, strict=True)]
 
 
 def random_crops(images: torch.Tensor, windows: Windows, size: int, fill: torch.Tensor | None = None) -> torch.Tensor:
-    """Cut a `size` × `size` window from each of (N, S, S, 3); what lies outside is reflected, or the bytes `fill` (3,).
+    """Cut a `size` × `size` window from each of (N, S, S, C); what lies outside is reflected, or the bytes `fill` (C,).
 
-    One gather does crop, reflection and mirroring; the result, (N, 3, size, size), is channels-last in memory.
+    One gather does crop, reflection and mirroring; the result, (N, C, size, size), is channels-last in memory.
     """
     n, full = images.shape[:2]
     line = torch.arange(size, device=images.device)
@@ -251,15 +264,18 @@ def random_crops(images: torch.Tensor, windows: Windows, size: int, fill: torch.
     return cut.permute(0, 3, 1, 2)
 
 
-def centre_crops(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut the middle `size` × `size` window from each of (N, S, S, 3): (N, 3, size, size)."""
-    first = (images.shape[1] - size) // 2
-    return images[:, first : first + size, first : first + size].permute(0, 3, 1, 2)
+def centre_crops(images: torch.Tensor, size: int, resize: int | None = None) -> torch.Tensor:
+    """Cut the middle `size` × `size` window from each of (N, S, S, C), as if S were `resize`: (N, C, size, size)."""
+    stored = images.shape[1]
+    side = size if resize is None else round(size * stored / resize)
+    first = (stored - side) // 2
+    crops = images[:, first : first + side, first : first + side].permute(0, 3, 1, 2)
+    return crops if side == size else v2.functional.resize(crops, [size, size], antialias=True)
 
 
 def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Turn bytes (N, 3, H, W) into the model's input, float32 of the same shape: (bytes/255 - mean) / std."""
-    return pixels.float().sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
+    """Turn bytes, or floats on their scale, (N, C, H, W) into the model's input: float32, (bytes/255 - mean) / std."""
+    return pixels.to(torch.float32, copy=True).sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:

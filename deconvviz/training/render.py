@@ -63,7 +63,7 @@ class Decoded:
     def __getitem__(self, ids: Sequence[int]) -> Tensor:
         images, size = self.pixels.images, self.card.input_size[0]
         rows = torch.tensor([self.rows[i] for i in ids], device=images.device)
-        crops = _pixels.centre_crops(images[rows], size).cpu()
+        crops = _pixels.centre_crops(images[rows], size, self.card.resize).cpu()
         return _pixels.normalise(crops, torch.tensor(self.card.mean), torch.tensor(self.card.std)).contiguous()
 
     def identity(self) -> Iterator[Any]:

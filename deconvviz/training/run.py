@@ -12,8 +12,10 @@ from torch import nn
 
 from ..devices import sent
 from ..errors import ModelError, OptionError
+from ..model.output import scores_of
 from ..zoo import Card
 from . import pixels as _pixels
+from .augment import Colours
 from .checkpoint import Stateful
 from .recipe import RECIPES, Recipe
 from .result import Epoch
@@ -34,11 +36,14 @@ class Run:
     seed: int
     bar: bool
     part: Part
+    frozen: tuple[str, ...] = ()
+    started: str = ""
     optimizer: torch.optim.Optimizer = dataclasses.field(init=False)
     scaler: torch.amp.GradScaler = dataclasses.field(init=False)
     called: nn.Module = dataclasses.field(init=False)  # the model in training mode, or what shares its batches
     mean: torch.Tensor = dataclasses.field(init=False)
     std: torch.Tensor = dataclasses.field(init=False)
+    colours: Colours | None = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -53,22 +58,25 @@ class Run:
         )
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (self.card.mean, self.card.std))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.colours = Colours.of(self.train) if r.colour else None
 
     @property
     def parts(self) -> dict[str, Stateful]:
         """Return all whose state a checkpoint holds."""
         return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
 
-    def logits(self, batch: torch.Tensor) -> torch.Tensor:
-        """Run bytes (N, 3, H, W) through the model: (N, classes) float32."""
+    def scores(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run bytes (N, C, H, W) through the model: its logits (N, classes) float32, then those of its heads."""
         pixels = _pixels.normalise(sent(batch, self.device), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             out = (self.called if self.model.training else self.model)(pixels)
-        classes = len(self.card.classes or ())
-        if not isinstance(out, torch.Tensor) or out.ndim != 2 or out.shape[1] != classes:
-            given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-            raise ModelError(f"the model's output is {given}, expected (N, {classes}): one logit per class.")
-        return out.float()
+        return tuple(one.float() for one in scores_of(out, len(self.card.classes or ())))
+
+    def begin_epoch(self) -> None:
+        """Put the model into training mode, but for what is frozen."""
+        self.model.train()
+        for path in self.frozen:
+            self.model.get_submodule(path).eval()
 
     def signature(self, files: _pixels.Files, val_files: _pixels.Files | None) -> dict[str, Any]:
         """Return what must be equal for a checkpoint to be continued."""
@@ -85,6 +93,9 @@ class Run:
             "pixels": [self.card.resize, self.card.interpolation, list(self.card.mean), list(self.card.std)],
             "classes": list(files.classes),
             "images": f"{counts}, {_digest(listed)[:12]}",
+            # None in the checkpoints of earlier versions, too
+            "frozen modules": list(self.frozen) or None,
+            "start": self.started or None,
         }
 
     def card_entry(self, data: Path, files: _pixels.Files, last: Epoch) -> dict[str, Any]:
@@ -96,6 +107,10 @@ class Run:
         for name in ("batch_size", "lr", "clamp_rms"):
             if getattr(recipe, name) != getattr(usual, name):
                 options.append(f"--{name.replace('_', '-')} {getattr(recipe, name)}")
+        if self.frozen:
+            options.append(f"--freeze {','.join(self.frozen)}")
+        if self.started:
+            options.append(f"--start-from {self.started.partition(' ')[0]}")
         if self.amp is not None:
             options.append(f"--amp {str(self.amp).removeprefix('torch.')}")
         return {
@@ -133,8 +148,3 @@ def autocast_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dty
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise OptionError("dtype=torch.bfloat16: this processor has no bfloat16 arithmetic; leave dtype out.")
     return dtype
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return a number for each seed and epoch; neighbouring seeds share no epoch's randomness."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")

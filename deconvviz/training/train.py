@@ -21,11 +21,12 @@ from ..zoo import Card
 from . import checkpoint as _checkpoint
 from . import pixels as _pixels
 from .loop import loop
-from .recipe import RECIPES, Recipe, choose
+from .recipe import RECIPES, Recipe, choose, epoch_seed
 from .render import Decoded, Rendering
 from .result import Epoch, Training
-from .run import Run, autocast_dtype, epoch_seed
+from .run import Run, autocast_dtype
 from .sharing import Part
+from .start import frozen_parts, load_start
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -54,6 +55,8 @@ def train(
     on_epoch: Callable[[nn.Module, int], None] | None = None,
     recorder: Recorder | str | os.PathLike[str] | None = None,
     render: str | os.PathLike[str] | None = None,
+    freeze: Collection[str] = (),
+    start_from: str | os.PathLike[str] | None = None,
     class_names: Mapping[str, str] | None = None,
     licence: str = "not stated",
     cache: str | os.PathLike[str] | None = None,
@@ -79,14 +82,17 @@ def train(
     Rank 0 writes, and a run goes on with any number of processes. `on_epoch` is called on all.
 
     Args:
-        model: a name of the zoo, or a module (N, 3, S, S) to (N, classes), which is trained in place, all of
-            it in training mode; it comes back on its device with its modes.
+        model: a name of the zoo, or a module (N, C, S, S) to (N, classes), which is trained in place, all of
+            it in training mode; it comes back on its device with its modes. In training mode it may return several
+            such scores, first its own, then those of auxiliary heads, whose losses the recipe weighs. Where it takes
+            one channel, images are read gray.
         data: a folder with one subfolder of images per class, which may hold subfolders; or a folder with
             two such folders, train and val (or validation, or test).
         out: folder for checkpoint.pt, weights.safetensors (float16) and card.json. To bundle a network, copy
             the latter two to deconvviz/zoo/weights/<name>.safetensors and <name>.json.
         recipe: "modern", "paper" (ZFNet), "cifar" (ResNet), "cifar-warm" (for 110 layers and more), "cifar-short"
-            (30 epochs, one cycle: not the paper's), or a `Recipe`.
+            (30 epochs, one cycle: not the paper's), "preresnet", those for ImageNet of "alexnet", "vgg", "googlenet" and
+            "resnet", "digits", or a `Recipe`; each says in its file where it departs from its paper.
         epochs: this and the next three replace the recipe's own value, unless None.
         batch_size: images per step.
         lr: the highest learning rate.
@@ -106,6 +112,9 @@ def train(
         render: a folder for what the trained network sees: grids of the layers 1 to 5, 16 units each, with the nine
             validation images that excite them most, its first filters, its curves, how strong the layers respond,
             what `recorder` kept, and index.html, which links them. A run killed here goes on with the next picture.
+        freeze: module paths whose parameters and statistics stay as they are.
+        start_from: a safetensors file whose tensors the training begins with; those of the last layer may have another
+            number of classes, and are then drawn anew.
         class_names: from a folder's name to the class name for the card.
         licence: of the weights, for the card.
         cache: folder for the decoded images, which are then mapped, not held in memory, and used again.
@@ -118,7 +127,7 @@ def train(
     Raises:
         ImageError: no folder, no images, one class only, or no image that can be read.
         ModelError: no network of that name, outputs that do not fit the classes, a loss that is not finite.
-        OptionError: an option that has no meaning.
+        OptionError: an option that has no meaning, or no module of a name in `freeze`.
         StoreError: `out` or `render` cannot be written, another process writes there, or `out` holds the checkpoint
             of another run: other images (by their names, sizes and times), another network or other options.
         LayerError, UnsupportedOp: with `render`, before the training: no numbered layers, or an operation without a
@@ -132,6 +141,7 @@ def train(
     amp = autocast_dtype(dtype, place)
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
+    started = "" if start_from is None else load_start(network, Path(start_from))
     keeper = None if recorder is None else _prepare_recorder(recorder, network, card)
     out, folder = Path(out), None if cache is None else Path(cache)
     with contextlib.ExitStack() as stack:
@@ -141,12 +151,16 @@ def train(
             with ranks.alone():
                 pictures = stack.enter_context(_prepare_pictures(render, network, card, progress)) if render else None
         bar = progress and team.rank == 0
-        decoder = _pixels.Decoder(card.resize, card.interpolation, folder, workers or min(8, os.cpu_count() or 1), bar)
+        side = round(card.input_size[0] * chosen.scales[1]) if chosen.scales else card.resize
+        hands = workers or min(8, os.cpu_count() or 1)
+        decoder = _pixels.Decoder(side, card.interpolation, folder, hands, bar, len(card.mean))
         pixels, val, skipped = decoder.decode_both(files, val_files, validation, seed)
         names = tuple((class_names or {}).get(name, name) for name in files.classes)
         card = dataclasses.replace(card, classes=names, licence=licence)
         stack.enter_context(_lend(network, place))
-        run = Run(network, chosen, card, pixels.near(place), val.near(place), place, amp, seed, bar, Part(team))
+        frozen = stack.enter_context(frozen_parts(network, freeze))
+        near = pixels.near(place), val.near(place)
+        run = Run(network, chosen, card, *near, place, amp, seed, bar, Part(team), frozen, started)
         signature = run.signature(files, val_files)
         team.agree(signature, "images or options")
         history = loop(run, out / "checkpoint.pt", signature, resume, _After(out, keep_epochs, keeper, on_epoch))
@@ -215,11 +229,18 @@ def _network(
         if image_size is None:
             raise OptionError("the model has no card that says its input size: give image_size, in pixels.")
         card = Card(type(model).__name__, "unknown", input_size=(image_size, image_size), resize=image_size)
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is not None and first.in_channels == 1:
+            card = dataclasses.replace(card, mean=(0.5,), std=(0.5,))
     if image_size is not None:
         resize = round(card.resize * image_size / card.input_size[0])
         card = dataclasses.replace(card, input_size=(image_size, image_size), resize=resize)
     if recipe.byte_scale:
-        card = dataclasses.replace(card, std=(1 / 255,) * 3)
+        card = dataclasses.replace(card, std=(1 / 255,) * len(card.mean))
+    if len(card.mean) not in (1, 3):
+        raise OptionError(f"the network takes {len(card.mean)} channels: images have 3 or, gray, 1.")
+    if len(card.mean) == 1 and (recipe.colour or recipe.jitter):
+        raise OptionError(f"recipe {recipe.name!r} changes colours, and the images are gray. Give another recipe.")
     return model, _add_margin(card, recipe)
 
 

@@ -224,7 +224,7 @@ def test_the_cifar_recipe_is_the_paper_s():
     )
     short = RECIPES["cifar-short"]
     assert short.schedule == "cycle" and max(_recipe.rate(short, s, 10, []) for s in range(300)) == 0.1
-    with pytest.raises(OptionError, match="schedule='linear': expected 'cycle', 'plateau' or 'steps'"):
+    with pytest.raises(OptionError, match="schedule='linear': expected 'cycle', 'plateau', 'steps' or 'decay'"):
         _recipe.choose(dataclasses.replace(cifar, schedule="linear"))
     with pytest.raises(OptionError, match="border='wrap': expected 'reflect' or 'mean'"):
         _recipe.choose(dataclasses.replace(cifar, border="wrap"))
@@ -232,9 +232,8 @@ def test_the_cifar_recipe_is_the_paper_s():
 
 def test_recipes_without_the_later_fields_sign_checkpoints_as_before():
     assert set(dataclasses.asdict(RECIPES["modern"])) - set(describe_recipe(RECIPES["modern"])) == {
-        "border",
-        "steps",
-        "warm_up",
+        *("border", "steps", "warm_up", "decay", "auxiliary", "mirrored", "scales", "area", "aspect", "colour"),
+        "jitter",
     }
     assert describe_recipe(RECIPES["cifar"])["steps"] == (82, 123)
 
