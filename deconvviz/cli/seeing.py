@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..errors import OptionError
 from .options import (
@@ -103,6 +104,10 @@ def _project(command: Command, parsed: argparse.Namespace) -> None:
     save(result, parsed)
     if result.note:
         say(result.note, parsed)
+    _tell_skipped(result, parsed)
+
+
+def _tell_skipped(result: Any, parsed: argparse.Namespace) -> None:
     for number, reason in result.skipped:
         say(f"skipped image {number}: {reason}", parsed)
 
@@ -137,6 +142,7 @@ def _evidence(command: Command, parsed: argparse.Namespace) -> None:
     result = command.call(parsed, load(parsed))
     write(parsed.out or f"evidence-{parsed.layer or parsed.target}.png", result.plot())
     save(result, parsed)
+    _tell_skipped(result, parsed)
 
 
 def _numbered(path: str, number: int) -> str:
@@ -191,7 +197,7 @@ COMMANDS = (
         "layers",
         "layers",
         "table of the layers: numbers, names, units, receptive fields",
-        (*MODEL, INPUT_SIZE, JSON),
+        (*MODEL, INPUT_SIZE, *HOW, JSON),
         "deconvviz layers resnet18 --input-size 224,320",
         table,
     ),
@@ -223,7 +229,7 @@ COMMANDS = (
         "audit",
         "audit",
         "every operation on the path and the rule it gets",
-        (*MODEL, IMAGES.but(help="folder of images; default: a blank one"), INPUT_SIZE, JSON),
+        (*MODEL, IMAGES.but(help="folder of images; default: a blank one"), INPUT_SIZE, *HOW, JSON),
         "deconvviz audit timm:convnext_tiny",
         table,
     ),
@@ -272,7 +278,7 @@ COMMANDS = (
             Option("--stride", "pixels between its places; default: half the size", type=pair),
             FILL,
             Option("--method", "default: incremental", more={"choices": ("incremental", "full")}),
-            *(*READING, SEED.but(help="of --fill noise")),
+            *(*READING, ON_ERROR, SEED.but(help="of --fill noise")),
             *(out(None, "the picture: png, pdf, svg, jpg or webp; default: evidence-LAYER.png"), SAVE, QUIET),
         ),
         "deconvviz evidence squeezenet-1.1 --layer 4 --units 0-7 --out evidence-4.png",
@@ -343,7 +349,7 @@ COMMANDS = (
                 called=lambda path: path and read_lines(path),
                 more={"metavar": "FILE"},
             ),
-            *(*HOW, *READING, Option("--title", "the page's heading")),
+            *(*HOW, *READING, ON_ERROR, Option("--title", "the page's heading")),
             Option("--out", default="report.html", type=page, more={"metavar": "PAGE.html"}),
             QUIET,
         ),

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..checks import is_whole, whole, wholes
+from ..errors import UnreadableImage
 from ..guard import hash_weights, unwrapped
 from ..images import ImageSet
 from ..model.table import HEADINGS, Layer, LayerTable
@@ -86,6 +87,25 @@ def choose_images(source: ImageSet, wanted: int | Sequence[int] | None) -> list[
     ids = sorted(firsts) if len(firsts) >= count else list(range(len(source)))
     count = min(count, len(ids))
     return [ids[n * len(ids) // count] for n in range(count)]
+
+
+def readable(source: ImageSet, ids: Sequence[int], on_error: str) -> list[int]:
+    """Leave the images out that cannot be read, where they may be skipped."""
+    found = []
+    for i in ids:
+        try:
+            source.take([i])
+        except UnreadableImage:
+            if on_error == "raise":
+                raise
+            continue
+        found.append(i)
+    return found
+
+
+def skipped(source: ImageSet, lost: Sequence[tuple[int, str]]) -> dict[str, str]:
+    """Return the line of the page's facts that names the images which could not be read, if there are any."""
+    return {"Not read": ", ".join(_strip_folders(source.names[i]) for i, _ in lost)} if lost else {}
 
 
 def occlusion(result: Occlusion, index: int, source: ImageSet, pictures: Unfinished) -> dict[str, Any]:
@@ -168,7 +188,7 @@ def _origin(images: object) -> str:
 
 def _describe_preprocess(source: ImageSet) -> str:
     known = source.preprocess
-    size = "×".join(map(str, source.take([0]).shape[-2:]))
+    size = "×".join(map(str, source.example("skip").shape[-2:]))
     text = f"{size} pixels"
     if known.mean is not None and known.std is not None:
         mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (known.mean, known.std))

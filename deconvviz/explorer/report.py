@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import ranks
 from ..calls import Call, called
@@ -26,11 +27,14 @@ from ..occlusion.occlude import occlude
 from ..projection.project import project
 from ..projection.result import Projections, warn_of_likeness
 from ..results.store import replacing
+from ..results.text import skipped_lines
 from ..studies.filters import filters
 from ..topk.result import LayerTop, TopK
 from ..topk.scan import top as scan_top
 from . import page, parts, sprites
 from .unfinished import Elsewhere, Unfinished
+
+_log = logging.getLogger("deconvviz")
 
 _BYTES = 3 << 28  # of patches and projections at once; a layer that needs more goes in pieces
 
@@ -54,6 +58,7 @@ def report(
     call: Call | None = None,
     batch_size: int | None = None,
     workers: int = 0,
+    on_error: str = "raise",
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
     out: str | os.PathLike[str] = "report.html",
@@ -92,6 +97,7 @@ def report(
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the page lists it, and so does the log.
         title: The page's heading; None: "What … sees".
         facts: Further lines for what the page says of the network, such as {"Weights": "best.pth"}.
         out: Path of the page.
@@ -112,8 +118,10 @@ def report(
     model = called(model, call)
     source = open_images(model, images, preprocess)
     batch_size = at_once(batch_size, source.batch_size, usual=32)
-    table = list_layers(model, tuple(source.take([0]).shape[1:]))
-    how = _How(model, source, {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient}, batch_size, progress)
+    first_image = source.example(on_error)
+    table = list_layers(model, tuple(first_image.shape[1:]))
+    rules = {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient}
+    how = _How(model, source, rules, batch_size, progress, first_image, on_error)
     scan = None if top is None else _scanned_layers(top, source, table, layers)
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
@@ -126,12 +134,14 @@ def report(
         Unfinished(out, key) if first else Elsewhere(out) as unfinished,
     ):
         known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
-        occlusions = _occlusions(model, source, occlusion, unfinished, **known)
+        readable = parts.readable(source, parts.choose_images(source, occlusion), on_error)
+        occlusions = _occlusions(model, source, readable, occlusion is not None, unfinished, **known)
         if scan is None:
             names, path = [row.name for row in rows], unfinished.path("scan")
-            scan = scan_top(
-                model, source, layers=names, k=k, batch_size=batch_size, workers=workers, out=path, progress=progress
-            ).tops
+            options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+            top = scan_top(model, source, layers=names, k=k, out=path, on_error=on_error, **options)
+            scan = top.tops
+        lost = () if top is None else top.skipped
         drawn = [
             how.draw(number, row, one, _choose(one, units, most), unfinished)
             for number, (row, one) in enumerate(zip(rows, scan, strict=True))
@@ -143,13 +153,15 @@ def report(
             "layers": drawn,
             "filters": unfinished.part("filters", lambda: _filters(model, rows, unfinished)),
             "occlusion": occlusions,
-            "facts": parts.facts(model, source, {"Rule": rule, **(facts or {})}, images),
+            "facts": parts.facts(model, source, {"Rule": rule, **parts.skipped(source, lost), **(facts or {})}, images),
             "table": parts.table(table),
             "images": unfinished.part("images", lambda: parts.images(source, shown, unfinished)),
         }
         if first:
             page.write(finished, title, data, unfinished)
             unfinished.finish()
+    for line in skipped_lines(lost if first else ()):
+        _log.warning("report: %s", line)
     return Path(out)
 
 
@@ -160,10 +172,9 @@ def _check(model: nn.Module, out: str | os.PathLike[str]) -> None:
 
 
 def _occlusions(
-    model: nn.Module, source: ImageSet, wanted: int | Sequence[int] | None, unfinished: Unfinished, **options: Any
+    model: nn.Module, source: ImageSet, ids: Sequence[int], asked: bool, unfinished: Unfinished, **options: Any
 ) -> dict[str, Any]:
     """Scan some images; return their maps. Where the network does not classify and none were asked for: a note."""
-    ids = parts.choose_images(source, wanted)
     if not ids:
         return {"scans": []}
     images = source.take(ids)
@@ -175,7 +186,7 @@ def _occlusions(
     try:
         return {"scans": [unfinished.part(f"occlusion of {i}", partial(scan, n)) for n, i in enumerate(ids)]}
     except (ModelError, UnsupportedOp) as error:
-        if wanted is not None:
+        if asked:
             raise
         return {"note": str(error), "scans": []}
 
@@ -240,10 +251,12 @@ class _How(NamedTuple):
     rule: dict[str, Any]
     batch_size: int
     progress: bool
+    first: Tensor  # the first image (1, C, H, W) that can be read
+    on_error: str
 
     def rehearse(self, rows: Sequence[Layer], units: Sequence[int] | str | None) -> None:
         """Project the first image of each layer: a unit or a rule that is not there is refused before the long scan."""
-        first, known = self.source.take([0]), self.source.preprocess
+        first, known = self.first, self.source.preprocess
         wanted = [0] if units is None or units == "all" else units
         for row in rows:
             one: dict[str, Any] = {"units": wanted, "k": 1, "preprocess": known, "progress": False, **self.rule}
@@ -308,7 +321,7 @@ class _How(NamedTuple):
 
     def _pieces(self, layer: Layer, top: LayerTop, units: Sequence[int]) -> Iterator[list[int]]:
         """Cut the units into pieces that fit into memory."""
-        channels = self.source.take([0]).shape[1]
+        channels = self.first.shape[1]
         step = max(1, _BYTES // (2 * 4 * top.values.shape[1] * channels * math.prod(layer.reach.window())))
         for first in range(0, len(units), step):
             yield list(units[first : first + step])
@@ -317,6 +330,7 @@ class _How(NamedTuple):
         """Project some units into a file, from which an interrupted report goes on within the layer."""
         scan = TopK((top,), top.values.shape[1], len(self.source))
         chosen: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, **self.rule}
+        chosen["on_error"] = self.on_error
         return project(self.model, self.source, layer=layer.name, units=units, top=scan, out=out, **chosen)
 
 

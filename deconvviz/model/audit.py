@@ -15,7 +15,7 @@ from ..guard import placement, untouched
 from ..images import Images, open_images
 from ..images.preprocess import input_size as find_input_size
 from ..results.text import as_html, as_text
-from ..rules.kinds import AUDITED
+from ..rules.kinds import AUDITED, Kind
 from ..rules.table import Saving, find
 from ..tape.operations import Op, Tape
 from ..tape.record import record
@@ -78,6 +78,9 @@ def audit(
     images: Images = None,
     *,
     input_size: int | tuple[int, ...] | None = None,
+    rule: str = "deconvnet",
+    lrn: str = "pass",
+    allow_gradient: bool = False,
     preprocess: Any = None,
     call: Call | None = None,
 ) -> Audit:
@@ -99,6 +102,9 @@ def audit(
         images: (N, C, H, W) or anything else `project` takes; the first is used. None: a blank image of
             `input_size`.
         input_size: As `layers` takes it; None: the model's own size.
+        rule: "deconvnet", "guided" or "backprop", see `project`.
+        lrn: "pass" or "gradient", see `project`.
+        allow_gradient: Say what operations without a rule get where their plain gradient is allowed.
         preprocess: How a picture becomes the model's input, where the model does not say.
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
@@ -109,19 +115,20 @@ def audit(
         ModelError: The operations of the model cannot be seen.
     """
     model = called(model, call)
+    saving = Saving(rule, lrn, allow_gradient)
     device, dtype = placement(model)
     if images is None:
         image = torch.zeros(1, *find_input_size(model, input_size))
     else:
         image = open_images(model, images, preprocess).take([0])
     with untouched(model) as network, names_input_size(input_size if images is None else image):
-        tape = record(network, image.to(device, dtype), saver=Saving())
+        tape = record(network, image.to(device, dtype), saver=saving)
     counts: dict[AuditRow, int] = {}
     deepest: dict[AuditRow, int] = {}
     carried, switches = _carried(tape), switches_below(tape)
     for op in tape.ops:
-        row = _row(op, not carried.isdisjoint(op.outputs))
-        if row.kind in AUDITED or not row.kind:
+        row = _row(op, not carried.isdisjoint(op.outputs), saving.rectifier)
+        if row.kind in (*AUDITED, Kind.GRADIENT) or not row.kind:
             counts[row] = counts.get(row, 0) + 1
             deepest[row] = max(deepest.get(row, 0), *(switches[value] for value in op.outputs))
     return Audit(tuple(replace(row, calls=n, switches=deepest[row]) for row, n in counts.items()))
@@ -138,11 +145,18 @@ def _carried(tape: Tape) -> set[int]:
     return values
 
 
-def _row(op: Op, carries: bool) -> AuditRow:
+# What the gradient rules do at a rectifier, whose own note says what the deconvnet does.
+_AT_RECTIFIERS = {"backprop": "times its derivative", "guided": "times its derivative, negative parts cut off"}
+
+
+def _row(op: Op, carries: bool, rectifier: str) -> AuditRow:
     try:
         rule = find(op)
     except UnsupportedOp as error:
         if carries:
             return AuditRow(op.name, op.module, 0, "", str(error), "unsupported")
         return AuditRow(op.name, op.module, 0, "", "none needed: only in a gate, which is a constant", "extension")
-    return AuditRow(op.name, op.module, 0, rule.kind.value, rule.note, "exact" if rule.exact else "extension")
+    note, exact = rule.note, rule.exact
+    if rectifier != "deconvnet" and rule.kind is Kind.RECTIFIER:
+        note, exact = _AT_RECTIFIERS[rectifier], True
+    return AuditRow(op.name, op.module, 0, rule.kind.value, note, "exact" if exact else "extension")

@@ -32,7 +32,13 @@ FEW = 7
 
 
 def layers(
-    model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, call: Call | None = None
+    model: nn.Module,
+    input_size: int | tuple[int, ...] | None = None,
+    *,
+    rule: str = "deconvnet",
+    lrn: str = "pass",
+    allow_gradient: bool = False,
+    call: Call | None = None,
 ) -> LayerTable:
     """List a model's layers: number, name, kind, units, map, receptive field, stride, max-pools below, cost.
 
@@ -50,6 +56,10 @@ def layers(
     Args:
         model: The network; it is run once on a blank image and left as it was.
         input_size: Side, (height, width) or (channels, height, width) in pixels; None takes the model's own.
+        rule: "deconvnet", "guided" or "backprop", see `project`: a gradient goes through gates and statistics of
+            normalizations, too, so that a layer behind them sees the whole image.
+        lrn: "pass" or "gradient", see `project`.
+        allow_gradient: See `project`.
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
@@ -58,13 +68,14 @@ def layers(
     Raises:
         ModelError: The operations of the model cannot be seen, or its weights are not finite.
     """
+    saving = Saving(rule, lrn, allow_gradient)
     model = called(model, call)
     size = find_input_size(model, input_size)
     device, dtype = placement(model)
     with untouched(model) as network, names_input_size(input_size):
         if device.type != "meta":  # where a model has shapes and no numbers, which is all that a table needs
             check_weights(network)
-        counting = Counting(Saving(), strict=False)
+        counting = Counting(saving, strict=False)
         tape = record(network, torch.zeros(1, *size, device=device, dtype=dtype), saver=counting)
         return LayerTable(_with_costs(describe(tape, network), tape, network, counting), size)
 

@@ -56,6 +56,7 @@ def evidence(
     call: Call | None = None,
     batch_size: int | None = None,
     workers: int = 0,
+    on_error: str = "raise",
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -93,6 +94,7 @@ def evidence(
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: Images per forward pass of the scan; None: what a `DataLoader` says, else 64.
         workers: Processes that read images.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         seed: Of the noise.
         out: File to stream the result to; a job that was killed goes on from the files `.name.draft…` beside it when
             the same call is made again.
@@ -124,18 +126,23 @@ def evidence(
     device, dtype = placement(model)
     team = ranks.team()
     with contextlib.nullcontext() if out is None or team.rank > 0 else Draft(out) as draft:
-        example = source.take([0]).to(device, dtype)
+        first = source.example(on_error)
+        example = first.to(device, dtype)
         with untouched(model) as network:
             check_weights(network)
             found = resolve(network, layer, example)
         chosen = torch.tensor(found.choose(units))
         places = grid(found.reach.window(), size, stride, "clip")
         filling = Filling(fill, model, source, preprocess, seed)
-        fill_name = filling.on(source.take([0])[0], places.size)[1]  # refuses what has no meaning before the scan
-        frames, _ = find_frames(
-            model, source, found, chosen, scan or k, draft, batch_size=batch_size, workers=workers, progress=progress
+        fill_name = filling.on(first[0], places.size)[1]  # refuses what has no meaning before the scan
+        frames, scan = find_frames(
+            *(model, source, found, chosen, scan or k, draft),
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            on_error=on_error,
         )
-        facts = _facts(frames, source, places, fill_name)
+        facts = _facts(frames, source, places, fill_name) | {"skipped": scan.skipped}
         fields = _fields(frames, places)
         options = places.size, places.stride, repr(fill), seed, method
         key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, *options)

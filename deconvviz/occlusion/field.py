@@ -28,7 +28,8 @@ class Evidence(Result):
     (row, col), 0 where that covers nothing of the image; `rows` (R,) and `cols` (C,) are the occluder's upper left
     corners in the patch, `size` its pixels, `stride` those between its places; `field` (U, 4): the smallest box in the
     patch with 90 % of the positive evidence, summed over the unit's K patches, all 0 for a unit without any; `in_full`
-    (U, K): the whole network ran on each covered image. `plot` draws it, see `deconvviz.plotting.evidence.draw`.
+    (U, K): the whole network ran on each covered image; `skipped` (image id, reason) the images that could not be read.
+    `plot` draws it, see `deconvviz.plotting.evidence.draw`.
     """
 
     layer: str
@@ -50,6 +51,7 @@ class Evidence(Result):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     order: tuple[int, ...] | None = None
+    skipped: tuple[tuple[int, str], ...] = ()
 
     file_kind = "evidence"
     drawn_by = "evidence"
@@ -119,7 +121,7 @@ ARRAYS = (
     "field",
     "in_full",
 )
-FACTS = ("layer", "size", "stride", "fill_name", "number", "mean", "std", "order")
+FACTS = ("layer", "size", "stride", "fill_name", "number", "mean", "std", "order", "skipped")
 
 
 def effective_field(

@@ -13,7 +13,7 @@ from torch import nn
 
 import deconvviz
 from deconvviz.cli import main as cli
-from deconvviz.errors import ModelError
+from deconvviz.errors import ImageError, ModelError
 from deconvviz.images.display import signed
 
 EVIL = "</script><script>alert('x')</script><!--"
@@ -250,6 +250,46 @@ def test_no_name_can_end_the_script_it_stands_in(tmp_path):
     assert "alert" not in page.scripts["code"]
     assert {key for key in page.scripts if not re.fullmatch(r"[uio][\d-]+|f", key)} == {"data", "code"}
     assert any(scan["answer"] in names for scan in page.data["occlusion"]["scans"])
+
+
+def broken_folder(path):
+    for i in range(5):
+        Image.effect_noise((30, 22), 40 + 40 * i).convert("RGB").save(path / f"{i}.png")
+    for i in (0, 3):
+        (path / f"{i}.png").write_bytes(b"no picture")
+    return path
+
+
+def test_what_cannot_be_read_is_skipped_and_named(tmp_path, caplog):
+    from torchvision.transforms.functional import pil_to_tensor
+
+    (tmp_path / "photos").mkdir()
+    folder = broken_folder(tmp_path / "photos")
+    given = {"preprocess": lambda picture: pil_to_tensor(picture).float() / 255, "layers": [1], "units": [0, 5]}
+    with pytest.raises(ImageError, match=r'cannot read the image .*on_error="skip"'):
+        write(tmp_path, shown=folder, **given)
+    page = write(tmp_path, shown=folder, on_error="skip", **given)
+    (layer,) = page.data["layers"]
+    shown = {i for ids in layer["images"] for i in ids}
+    assert shown == {1, 2, 4, -1} and set(page.data["images"]["names"]) == {"1", "2", "4"}
+    assert dict(page.data["facts"])["Not read"] == "0.png, 3.png"
+    assert [scan["image"] for scan in page.data["occlusion"]["scans"]] in ([1], [])
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line[:24] for line in lines] == ["report: skipped image 0:", "report: skipped image 3:"]
+    found = deconvviz.evidence(
+        Net(), folder, layer=1, units=[0], k=2, preprocess=given["preprocess"], on_error="skip", progress=False
+    )
+    assert [i for i, _ in found.skipped] == [0, 3]
+    found.save(tmp_path / "evidence")
+    assert deconvviz.Evidence.load(tmp_path / "evidence") == found
+
+
+def test_the_command_names_what_it_skipped(tmp_path, capsys):
+    chosen = ["--images", str(broken_folder(tmp_path)), "--on-error", "skip", "--layers", "1", "--most", "1"]
+    words = ["report", "zfnet64", "--weights", "random", *chosen, "--occlusion", "0", "--quiet"]
+    assert cli.main([*words, "--out", str(tmp_path / "a.html")]) == 0
+    assert "Open" in capsys.readouterr().out
+    assert dict(Page(tmp_path / "a.html").data["facts"])["Not read"] == "0.png, 3.png"
 
 
 # ---- the command ----
