@@ -19,6 +19,9 @@ from .explorer.report import report as report
 from .model.audit import audit as audit
 from .model.cost import Cost as Cost
 from .model.cost import cost as cost
+from .model.dense import ClassMap as ClassMap
+from .model.dense import Convolutional as Convolutional
+from .model.dense import convolutional as convolutional
 from .model.survey import layers as layers
 from .occlusion.evidence import evidence as evidence
 from .occlusion.field import Evidence as Evidence
@@ -36,6 +39,8 @@ from .projection.result import Projections as Projections
 from .ranks import alone as alone
 from .studies.correspondence import Correspondence as Correspondence
 from .studies.correspondence import correspondence as correspondence
+from .studies.evaluate import Evaluation as Evaluation
+from .studies.evaluate import evaluate as evaluate
 from .studies.filters import FilterComparison as FilterComparison
 from .studies.filters import Filters as Filters
 from .studies.filters import compare_filters as compare_filters

@@ -93,6 +93,10 @@ CALLS: dict[str, Call] = {
         lambda m, x, **o: deconvviz.compare_methods(m, x[:1], **{"stages": 1, "size": 8, "progress": False, **o}),
         {"target": 99},
     ),
+    "convolutional": (
+        lambda m, x, **o: deconvviz.convolutional(m, **{"input_size": (24, 20), **o}),
+        {"input_size": (1, 2, 3, 4)},
+    ),
     "cost": (lambda m, x, **o: deconvviz.cost(m, **{"input_size": (24, 20), **o}), {"input_size": (1, 2, 3, 4)}),
     "deconv": (lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": 2, "unit": 1, **o}), {"unit": 99}),
     "deconv guided": (
@@ -102,6 +106,10 @@ CALLS: dict[str, Call] = {
     "deconv of the classifier": (
         lambda m, x, **o: deconvviz.deconv(m, x, **{"layer": "classifier", "unit": 1, **o}),
         {"layer": "classifiers"},
+    ),
+    "evaluate": (
+        lambda m, x, **o: deconvviz.evaluate(m, x, **{"labels": [0, 1, 2], "progress": False, **o}),
+        {"crops": 7},
     ),
     "evidence": (
         lambda m, x, **o: deconvviz.evidence(m, x, **{"layer": 1, "units": [0], "k": 2, "progress": False, **o}),

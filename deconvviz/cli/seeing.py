@@ -91,6 +91,20 @@ def _percents(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them: 63.3,59.1") from None
 
 
+def _convolutional(command: Command, parsed: argparse.Namespace) -> None:
+    import deconvviz
+
+    loaded = load(parsed)
+    how = {"preprocess": loaded.preprocess}
+    dense = deconvviz.convolutional(loaded.model, **command.arguments(parsed))
+    result = dense.look(parsed.image, target=parsed.target, side=parsed.side, **how)
+    tell(result, parsed)
+    scan = None
+    if parsed.side is None:
+        scan = deconvviz.occlude(loaded.model, parsed.image, target=result.target, progress=not parsed.quiet, **how)
+    write(parsed.out, result.plot(occlusion=scan))
+
+
 def _demo(command: Command, parsed: argparse.Namespace) -> None:
     from .demo import run
 
@@ -224,6 +238,28 @@ COMMANDS = (
         ),
         "deconvviz cost alexnet --compare vgg-d --compare googlenet --out cost.png",
         _cost,
+    ),
+    Command(
+        "convolutional",
+        "convolutional",
+        "a classifier's answer at every place of an image, beside what covering its parts takes away",
+        (
+            *(*MODEL, IMAGE.but(argument=None)),
+            TARGETS.but(help="class, by number or name; default: the most probable one", argument=None),
+            Option("--side", "look at the whole picture, its shorter side so long", argument=None, type=int),
+            Option("--fine", "the last max-pool at every offset", default=False, more={"action": "store_true"}),
+            Option(
+                "--unpooled",
+                "leave out a last mean over the whole map: an answer for each of its positions",
+                argument="pooled",
+                default=False,
+                called=lambda unpooled: not unpooled,
+                more={"action": "store_true"},
+            ),
+            *(INPUT_SIZE, out("class-map.png"), SAVE, JSON, QUIET.but(argument=None, called=None)),
+        ),
+        "deconvviz convolutional squeezenet-1.1 cat.jpg --unpooled",
+        _convolutional,
     ),
     Command(
         "audit",

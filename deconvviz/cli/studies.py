@@ -25,6 +25,7 @@ from .options import (
     K,
     Option,
     indices_or_text,
+    layer_list,
     load,
     names,
     number_or_name,
@@ -106,6 +107,18 @@ def _changes(text: str) -> list[str] | dict[str, list[float]]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r}: expected kinds, or KIND=AMOUNT for each") from None
     return amounts
+
+
+def _evaluate(command: Command, parsed: argparse.Namespace) -> None:
+    from .networks import load_model
+
+    loaded = load(parsed)
+    if parsed.also:
+        others = [load_model(name, device=parsed.device).model for name in parsed.also]
+        loaded = loaded._replace(model=[loaded.model, *others])  # type: ignore[arg-type]
+    result = command.call(parsed, loaded)
+    tell(result, parsed)
+    write(parsed.out, result.plot())
 
 
 COMMANDS = (
@@ -279,6 +292,29 @@ COMMANDS = (
         ),
         "deconvviz compare-methods zfnet64 cat.jpg --stages 0",
         _compare_methods,
+    ),
+    Command(
+        "evaluate",
+        "evaluate",
+        "how often a classifier is right: top-1, top-5 and confusion, over one crop of each image, many, or densely",
+        (
+            *(*MODEL, DATA.but(help="DIR/<class>/*.jpg", argument="data")),
+            Option(
+                "--also",
+                "another network, whose answers are averaged with these; repeat",
+                argument=None,
+                more={"metavar": "MODEL", "action": "append"},
+            ),
+            Option("--crops", "1, 10 (AlexNet), 144 (GoogLeNet) or 150 (VGG)", default=1, type=int),
+            Option(
+                "--scales", "shorter sides, such as 256,384,512; default: those of the crops' paper", type=layer_list
+            ),
+            Option("--dense", "in place of crops: mean (VGG) or max (OverFeat)", more={"choices": ("mean", "max")}),
+            K.but(help="guesses, of the error beside top-1", default=5),
+            *(*READING, ON_ERROR, out("evaluation.png"), *NUMBERS),
+        ),
+        "deconvviz evaluate zfnet64 --images photos-by-class --crops 10",
+        _evaluate,
     ),
     Command(
         "probe",

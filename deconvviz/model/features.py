@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import whole
 from ..devices import doubled
 from ..errors import ImageError, LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
@@ -149,3 +150,30 @@ def labels_of(model: nn.Module, images: ImageSet, labels: object) -> list[Any]:
     if len(found) != len(images):
         raise OptionError(f"there are {len(found)} labels for {len(images)} images, expected one per image.")
     return found
+
+
+def class_numbers(model: nn.Module, labels: Sequence[Any], classes: int | None = None) -> list[int]:
+    """Return labels as class numbers: names are looked for on the model's card, then among the labels themselves.
+
+    Names that the card lacks are numbered in alphabetical order where there are as many of them as `classes`.
+
+    Raises:
+        OptionError: A label is no number, a name that is not known, or a number beyond the classes.
+    """
+    card = getattr(model, "card", None)
+    names = [str(c) for c in getattr(card, "classes", None) or ()]
+    folders = [str(f) for f in (getattr(card, "training", None) or {}).get("folders", ())]
+    own = sorted({label for label in labels if isinstance(label, str)})
+    known = [names, folders, own if len(own) == classes else []]
+    numbers = []
+    for label in labels:
+        if isinstance(label, str):
+            found = next((listed.index(label) for listed in known if label in listed), None)
+            if found is None:
+                raise OptionError(f"label {label!r} is no class on the model's card. Give class indices.")
+            label = found
+        number = whole(label, "label", 0)
+        if classes is not None and number >= classes:
+            raise OptionError(f"label {number} is beyond the model's {classes} classes, 0 to {classes - 1}.")
+        numbers.append(number)
+    return numbers

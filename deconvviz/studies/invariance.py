@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calls import Call, called
-from ..checks import at_once, whole
+from ..checks import at_once
 from ..devices import Portions, doubled
 from ..errors import OptionError
 from ..images import Images, ImageSet, open_images
-from ..model.features import Reader, flat, labels_of, reading, title
+from ..model.features import Reader, class_numbers, flat, labels_of, reading, title
 from ..model.table import Layers
 from ..results.base import Result, Stored
 from ..results.text import amount
@@ -273,18 +273,7 @@ def _known_targets(model: nn.Module, images: ImageSet, targets: object, ids: Seq
         labels = list(targets) if isinstance(targets, Iterable) else [targets]
         if len(labels) != len(ids):
             raise OptionError(f"there are {len(labels)} targets for {len(ids)} images, expected one per image.")
-    card = getattr(model, "card", None)
-    classes = [str(c) for c in getattr(card, "classes", None) or ()]
-    folders = [str(f) for f in (getattr(card, "training", None) or {}).get("folders", ())]
-    indices = []
-    for label in labels:
-        if isinstance(label, str):
-            named = next((names.index(label) for names in (classes, folders) if label in names), None)
-            if named is None:
-                raise OptionError(f"label {label!r} is no class on the model's card. Give targets= as class indices.")
-            label = named
-        indices.append(whole(label, "targets", 0))
-    return indices
+    return class_numbers(model, labels)
 
 
 def _largest_windows(images: ImageSet) -> list[int]:

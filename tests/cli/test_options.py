@@ -16,6 +16,7 @@ OTHER_DEFAULTS = {
 }
 # (command, argument): why the command does not offer it
 NOT_OFFERED = {
+    ("evaluate", "labels"): "the folders are the labels",
     ("evidence", "top"): "a scan in memory",
     ("project", "top"): "a scan in memory",
     ("compare_methods", "own"): "functions",

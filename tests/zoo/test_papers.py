@@ -10,6 +10,9 @@ from deconvviz.errors import OptionError
 
 # The papers' figures, biases included.
 PARAMETERS = {
+    "fractalnet-20": 33_724_618,
+    "inception-resnet-v2": 55_843_464,
+    "inception-v4": 42_679_816,
     "alexnet": 60_965_224,
     "densenet-121": 7_978_856,
     "googlenet": 13_378_280,
@@ -38,6 +41,15 @@ PARAMETERS = {
 }
 # (options, side of the input): the same layers, small enough to run here.
 SMALL = {
+    "bn-inception": ({}, 64),
+    "fast-rcnn-vgg": ({"hidden": 16}, 64),
+    "fast-rcnn-zf": ({"hidden": 16}, 64),
+    "faster-rcnn-vgg": ({"hidden": 16}, 64),
+    "faster-rcnn-zf": ({"hidden": 16}, 64),
+    "fractalnet-20": ({"maps": (8, 8, 16, 16, 16), "drop_path": 0.0}, 32),
+    "inception-resnet-v1": ({"blocks": (1, 1, 1)}, 79),
+    "inception-resnet-v2": ({}, 79),
+    "inception-v4": ({}, 79),
     "alexnet": ({"hidden": 16}, 227),
     "densenet-121": ({}, 64),
     "googlenet": ({}, 224),
@@ -150,6 +162,63 @@ def test_googlenet_has_the_maps_of_table_1():
         *((256, 28, 28), (480, 28, 28), (512, 14, 14), (512, 14, 14), (512, 14, 14)),
         *((528, 14, 14), (832, 14, 14), (832, 7, 7), (1024, 7, 7)),
     ]
+
+
+def outputs_of(model, names):
+    """The shapes of what these modules return for one blank image of the card's size."""
+    seen = []
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[1:])))
+    model(torch.zeros(1, 3, *model.card.input_size, device="meta"))
+    return seen
+
+
+def test_bn_inception_has_the_maps_of_figure_5():
+    names = [f"inception{n}" for n in ("3a", "3b", "3c", "4a", "4b", "4c", "4d", "4e", "5a", "5b")]
+    assert outputs_of(on_meta("bn-inception"), names) == [
+        *((256, 28, 28), (320, 28, 28), (576, 14, 14)),
+        *((576, 14, 14), (576, 14, 14), (576, 14, 14), (576, 14, 14), (1024, 7, 7)),
+        *((1024, 7, 7), (1024, 7, 7)),
+    ]
+
+
+def test_inception_resnet_v1_has_the_maps_of_figure_15():
+    model = on_meta("inception-resnet-v1")
+    assert outputs_of(model, ["stem", "a", "reduction_a", "b", "reduction_b", "c"]) == [
+        *((256, 35, 35), (256, 35, 35), (896, 17, 17), (896, 17, 17), (1792, 8, 8), (1792, 8, 8)),
+    ]
+    assert [len(stage) for stage in (model.a, model.b, model.c)] == [5, 10, 5]
+
+
+def test_a_scaled_residual_is_added_before_the_relu():
+    unit = zoo.create("inception-resnet-v1", blocks=(1, 1, 1)).a[0]
+    x = torch.randn(2, 256, 5, 5)
+    branches = torch.cat([branch(x) for branch in unit.branches], 1)
+    assert torch.allclose(unit(x), (x + 0.17 * unit.up(branches)).relu(), atol=1e-5)
+
+
+def test_a_fractal_joins_columns_by_their_mean():
+    block = zoo.create("fractalnet-20", maps=(4, 4, 4, 4, 4)).fractals[0]
+    x = torch.randn(2, 3, 8, 8)
+    one, two, four = block.columns
+    half = (two[0](x) + four[1](four[0](x))) / 2  # f₂(x)
+    again = (two[1](half) + four[3](four[2](half))) / 2  # what f₂ makes of it, but for the join with the first column
+    wanted = (one[0](x) + two[1](half) + four[3](four[2](half))) / 3
+    assert torch.allclose(block(x), wanted, atol=1e-5) and not torch.allclose(again, wanted, atol=1e-3)
+    assert torch.allclose(block(x, only=0), one[0](x), atol=1e-6)
+    assert torch.allclose(block(x, only=1), two[1](two[0](x)), atol=1e-5)
+    deep = four[3](four[2](four[1](four[0](x))))
+    assert torch.allclose(block(x, only=2), deep, atol=1e-5)
+
+
+def test_drop_path_keeps_at_least_one_way_and_ends_with_training():
+    model = zoo.create("fractalnet-20", num_classes=3, maps=(4, 4, 4, 4, 4), drop_path=0.9, dropout=[0.0] * 5)
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(model(x), model(x))
+    block = model.fractals[0].eval()
+    assert all(block(x, drop=0.9).abs().max() > 0 for _ in range(20))
+    model.train()
+    assert len({round(float(model(x).sum()), 4) for _ in range(8)}) > 1
 
 
 def test_dropout_is_the_paper_s_unless_said():
@@ -300,9 +369,14 @@ def test_it_trains_a_step(small):
     model, images = small
     model.train()
     try:
-        outputs = model(images)
-        scores = outputs if isinstance(outputs, tuple) else (outputs,)
-        sum(nn.functional.cross_entropy(s, torch.tensor([0, 1])) for s in scores).backward()
+        if hasattr(model, "losses"):  # a detector
+            boxes = torch.tensor([[4.0, 4.0, 40.0, 40.0]])
+            loss = sum(model.losses(images, [{"boxes": boxes, "labels": torch.tensor([n])} for n in (1, 2)]).values())
+        else:
+            outputs = model(images)
+            scores = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss = sum(nn.functional.cross_entropy(s, torch.tensor([0, 1])) for s in scores)
+        loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     finally:
         model.eval().zero_grad()

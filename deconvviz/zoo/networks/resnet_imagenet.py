@@ -15,7 +15,7 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 _REPORTED = {
     "plain-18": "27.94 % top-1",
     "plain-34": "28.54 % top-1, 10.02 % top-5",
-    "resnet-18": "27.88 % top-1",
+    "resnet-18": "27.88 % top-1 with identity shortcuts, option A",
     "resnet-34": "24.52 % top-1, 7.46 % top-5",
     "resnet-50": "22.85 % top-1, 6.71 % top-5",
     "resnet-101": "21.75 % top-1, 6.05 % top-5",
