@@ -55,6 +55,8 @@ from .studies.neighbours import Neighbours as Neighbours
 from .studies.neighbours import nearest as nearest
 from .studies.probe import Probe as Probe
 from .studies.probe import probe as probe
+from .studies.regions import TopRegions as TopRegions
+from .studies.regions import top_regions as top_regions
 from .studies.residuals import ResidualShares as ResidualShares
 from .studies.residuals import residual_share as residual_share
 from .studies.responses import Responses as Responses

@@ -79,6 +79,8 @@ class Network(nn.Module):
         return self.classifier(F.adaptive_avg_pool2d(self.raising(self.features(x)), 1).flatten(1))
 
 
+SMALL = deconvviz.images.Preprocess((24, 20), 24, (0.0,) * 3, (1.0,) * 3)
+
 # name -> (a call that works, a bad argument)
 Call = tuple[Any, dict[str, Any]]
 CALLS: dict[str, Call] = {
@@ -153,6 +155,12 @@ CALLS: dict[str, Call] = {
             **{"target": lambda y: y["y"].sum(1), "call": lambda m, x: {"y": m(x)}, "size": 8, "progress": False, **o},
         ),
         {"target": lambda y: y["y"]},
+    ),
+    "top_regions": (
+        lambda m, x, **o: deconvviz.top_regions(
+            m, x, **{"layer": 2, "boxes": [[[0, 0, 9, 9]]] * 3, "k": 1, "preprocess": SMALL, "progress": False, **o}
+        ),
+        {"units": [99]},
     ),
     "top": (lambda m, x, **o: deconvviz.top(m, x, **{"layers": [1, 2], "progress": False, **o}), {"k": 0}),
 }

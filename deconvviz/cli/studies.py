@@ -33,6 +33,7 @@ from .options import (
     out,
     pair,
     picture,
+    position,
     tell,
     whole_or_name,
     write,
@@ -292,6 +293,19 @@ COMMANDS = (
         ),
         "deconvviz compare-methods zfnet64 cat.jpg --stages 0",
         _compare_methods,
+    ),
+    Command(
+        "top-regions",
+        "top_regions",
+        "the regions of images that excite units most, each warped to the network's input (R-CNN)",
+        (
+            *(*MODEL, IMAGES, LAYER.but(required=True), UNITS, K),
+            Option("--position", "row,col in the layer's map; default: each region's strongest", type=position),
+            Option("--overlap", "from which the weaker of two regions is left out", default=0.3, type=float),
+            Option("--context", "pixels of the input around a region; default: 16 of 227", type=int),
+            *(BATCH_SIZE, out("regions.png"), *NUMBERS),
+        ),
+        "deconvviz top-regions squeezenet-1.1 --layer 5 --units 0-7",
     ),
     Command(
         "evaluate",

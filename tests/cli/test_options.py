@@ -28,6 +28,7 @@ NOT_OFFERED = {
     ("report", "top"): "a scan in memory",
     ("maximize", "directions"): "arrays",
     ("maximize", "top"): "a scan in memory",
+    ("top_regions", "boxes"): "arrays",
     ("train", "class_names"): "a mapping",
     ("train", "keep_epochs"): "for programs",
     ("train", "on_epoch"): "a function",
