@@ -190,6 +190,11 @@ class ClassMap(Result):
     drawn_by = "dense"
 
     @property
+    def score(self) -> Tensor:
+        """(rows, columns): the target's score at each place; without a last mean, their mean is the answer's."""
+        return self.scores[self.target]
+
+    @property
     def probability(self) -> Tensor:
         """(rows, columns) float64: the target's probability at each place, by a softmax there."""
         return self.scores.double().softmax(0)[self.target]
@@ -203,6 +208,7 @@ class ClassMap(Result):
         self,
         figure: Any = None,
         *,
+        what: str = "score",
         occlusion: Any = None,
         ax: Any = None,
         title: str | None = None,
@@ -213,7 +219,7 @@ class ClassMap(Result):
     ) -> Any:
         """Draw the image and the map, beside an `Occlusion` of it; see `deconvviz.plotting.dense.draw`, `Result.plot`."""
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
-        return self.draw("draw", figure, occlusion=occlusion, **look)
+        return self.draw("draw", figure, what=what, occlusion=occlusion, **look)
 
     def describe(self) -> str:
         """Say of which class, and how large the map is."""

@@ -19,21 +19,25 @@ def draw(
     result: ClassMap,
     figure: Any = None,
     *,
+    what: str = "score",
     occlusion: Occlusion | None = None,
     title: str | None = None,
     cmap: str = "viridis",
 ) -> Any:
-    """Draw the image and the target's probability at each place; with an occlusion scan of the same image, its map.
+    """Draw the image and the target's score at each place; with an occlusion scan of the same image, its map.
 
     A cell stands around the middle of what its answer sees, as wide as the answers are apart.
 
     Args:
         result: What `look` returned.
         figure: A matplotlib figure to draw into; a new one if None.
+        what: "score", or "probability", by a softmax at each place.
         occlusion: What `occlude` returned for the same image and class.
         title: The line above; the class if None.
         cmap: The colours of the maps, one of matplotlib's.
     """
+    if what not in ("score", "probability"):
+        raise OptionError(f"what={what!r}: expected 'score' or 'probability'.")
     size = tuple(result.picture.shape[1:])
     if occlusion is not None and occlusion.image_size != size:
         raise OptionError(f"the occlusion is of an image of {occlusion.image_size} pixels, this one has {size}.")
@@ -48,7 +52,7 @@ def draw(
     edges = [
         _edges(middles, step) for middles, step in zip((result.cols, result.rows), result.stride[::-1], strict=True)
     ]
-    _over(figure, axes[1], edges, result.probability.numpy(), cmap, "probability here")
+    _over(figure, axes[1], edges, getattr(result, what).float().numpy(), cmap, f"{what} here")
     axes[1].set_title(f"the network at {len(result.rows)}×{len(result.cols)} places", fontsize=8.5)
     if occlusion is not None:
         drop = occlusion.attribution().numpy()

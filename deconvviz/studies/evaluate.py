@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import at_once, whole, wholes
-from ..devices import doubled
+from ..devices import Portions, doubled
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images, preprocess_for
@@ -259,13 +259,18 @@ class _Task:
         with untouched(model) as network:
             check_weights(network)
             counts = torch.zeros(len(first), 1, dtype=torch.float64)
+            portions = Portions(most)
+
+            def ask(some: Tensor) -> Tensor:
+                return self._answers(network, some).cpu()
+
             reading = {"workers": workers, "device": device, "dtype": dtype, "skipped": skipped}
             with tqdm(total=len(first) * len(self.sets), unit=" images", desc="evaluate", disable=not progress) as bar:
                 for images in self.sets:
                     done = 0
                     one_size = self.views is None and self.dense is None
                     for owners, views in self._batches(images, most if one_size else 1, most, reading):
-                        answers = self._answers(network, views).cpu()
+                        answers = torch.cat(list(portions.run(ask, views)))
                         if total is None:
                             total = torch.zeros(len(first), answers.shape[1], dtype=torch.float64)
                         total.index_add_(0, owners, answers)

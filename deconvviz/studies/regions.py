@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..checks import at_once, whole, wholes
+from ..devices import Portions
 from ..errors import ImageError, OptionError, UnitError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images, preprocess_for
@@ -144,12 +145,12 @@ def top_regions(
         (row,) = find_all(rows, [layer])
         chosen = row.choose(units)
         place = None if position is None else _position(position, row.height, row.width)
-        search = _Search(Reader(network, opened, [row]), chosen, place, k, float(overlap))
         most = at_once(batch_size, opened.batch_size)
+        search = _Search(Reader(network, opened, [row]), chosen, place, k, float(overlap), most)
         for number in tqdm(range(len(opened)), unit=" images", desc="top regions", disable=not progress):
             image = opened.take([number])[0]
             regions = _windows(*image.shape[1:]) if boxes is None else _checked(boxes[number], image, number)
-            search.add(number, image, regions, size[1:], around, most)
+            search.add(number, image, regions, size[1:], around)
     patches, fields = search.patches(opened, size[1:], around, row)
     return TopRegions(
         row.name,
@@ -247,8 +248,17 @@ def warped(image: Tensor, box: Tensor, size: tuple[int, int], around: int) -> Te
 class _Search:
     """Keeps the strongest regions of each unit, image by image."""
 
-    def __init__(self, reader: Reader, units: list[int], place: tuple[int, int] | None, k: int, overlap: float) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        units: list[int],
+        place: tuple[int, int] | None,
+        k: int,
+        overlap: float,
+        most: int,
+    ) -> None:
         self.reader, self.units, self.place, self.k, self.overlap = reader, units, place, k, overlap
+        self.portions = Portions(most)
         shape = (len(units), k)
         self.values = torch.full(shape, math.nan, dtype=torch.float64)
         self.ids = torch.full(shape, -1)
@@ -256,23 +266,24 @@ class _Search:
         self.places = torch.zeros(*shape, 2, dtype=torch.int64)
         self.count = 0
 
-    def add(self, number: int, image: Tensor, regions: Tensor, size: tuple[int, int], around: int, most: int) -> None:
+    def add(self, number: int, image: Tensor, regions: Tensor, size: tuple[int, int], around: int) -> None:
         """Take in one image's regions (R, 4)."""
         from torchvision.ops import nms
 
         if not len(regions):
             return
         self.count += len(regions)
-        values, places = [], []
-        for part in regions.split(most):
-            batch = torch.stack([warped(image, box, size, around) for box in part])
+
+        def ask(some: Tensor) -> tuple[Tensor, Tensor]:
+            batch = torch.stack([warped(image, box, size, around) for box in some])
             (maps,) = self.reader.read(batch.to(self.reader.device, self.reader.dtype))
-            maps = maps[:, self.units].double().cpu()
+            maps = maps[:, self.units].cpu().double()
             flat = maps.flatten(2)
             where = flat.argmax(2) if self.place is None else torch.full(flat.shape[:2], self._flat(maps.shape[3]))
-            values.append(flat.gather(2, where[..., None])[..., 0])
-            places.append(torch.stack([where // maps.shape[3], where % maps.shape[3]], -1))
-        value, place = torch.cat(values), torch.cat(places)
+            strongest = flat.gather(2, where[..., None])[..., 0]
+            return strongest, torch.stack([where // maps.shape[3], where % maps.shape[3]], -1)
+
+        value, place = map(torch.cat, zip(*self.portions.run(ask, regions), strict=True))
         corners = regions[:, [1, 0, 3, 2]].double()
         for unit in range(len(self.units)):
             kept = nms(corners, value[:, unit], self.overlap)[: self.k]

@@ -222,7 +222,9 @@ def test_the_class_map_of_a_photo_is_drawn_beside_its_occlusion(tmp_path):
     again = type(found).load(tmp_path / "map.safetensors")
     assert again == found and "espresso" in found.table()
     scan = deconvviz.occlude(model, photo, target=967, size=113, stride=113, progress=False)
-    assert len(found.plot(occlusion=scan).axes) == 5 and len(found.plot().axes) == 3
+    assert len(found.plot(occlusion=scan).axes) == 5 and len(found.plot(what="probability").axes) == 3
+    with pytest.raises(OptionError, match="what='chance'"):
+        found.plot(what="chance")
     own, draw = (
         inspect.signature(f).parameters for f in (type(found).plot, import_module("deconvviz.plotting.dense").draw)
     )

@@ -102,7 +102,7 @@ def test_a_patch_is_what_the_network_saw_and_its_field_what_counts():
 
 
 def test_without_boxes_windows_cover_the_image():
-    result = deconvviz.top_regions(net(), pictures(1, 20, 50), layer="3", k=200, overlap=1.0, preprocess=HOW, **QUIET)
+    result = deconvviz.top_regions(net(), pictures(1, 20, 50), layer="3", k=2000, overlap=1.0, preprocess=HOW, **QUIET)
     found = result.boxes[0][result.image_ids[0] >= 0]
     covered = torch.zeros(20, 50, dtype=torch.bool)
     for top, left, bottom, right in found.tolist():

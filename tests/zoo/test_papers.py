@@ -218,7 +218,7 @@ def test_drop_path_keeps_at_least_one_way_and_ends_with_training():
     block = model.fractals[0].eval()
     assert all(block(x, drop=0.9).abs().max() > 0 for _ in range(20))
     model.train()
-    assert len({round(float(model(x).sum()), 4) for _ in range(8)}) > 1
+    assert len({round(model(x).sum().item(), 4) for _ in range(8)}) > 1
 
 
 def test_dropout_is_the_paper_s_unless_said():
@@ -324,7 +324,7 @@ def test_an_option_that_a_network_does_not_have_is_named():
         zoo.create("vgg-a", width=3)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", [n for n in zoo.names() if not n.endswith("-1202")])  # as those with 110 layers
 def test_every_card_says_where_the_network_comes_from(name):
     card = on_meta(name).card if name != "efficientnet-lite0" else None
     if card is not None:
@@ -355,13 +355,11 @@ def test_it_audits_clean(small):
 
 def test_it_projects_and_occludes(small):
     model, images = small
-    result = deconvviz.project(model, images, layer=2, units=[0], k=1, progress=False)
+    result = deconvviz.project(model, images, layer=2, units=[0, 1, 2, 3], k=1, progress=False)
     assert result.projections.abs().max() > 0
     side = images.shape[-1]
-    found = deconvviz.occlude(model, images[:1], layer=2, size=side // 2, stride=side // 2, progress=False)
-    exact = deconvviz.occlude(
-        model, images[:1], layer=2, size=side // 2, stride=side // 2, method="full", progress=False
-    )
+    four = {"layer": 2, "size": side // 2, "stride": side - side // 2, "progress": False}  # places
+    found, exact = (deconvviz.occlude(model, images[:1], method=m, **four) for m in ("incremental", "full"))
     torch.testing.assert_close(found.logit, exact.logit, rtol=1e-4, atol=1e-5)
 
 

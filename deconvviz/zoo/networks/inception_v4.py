@@ -128,7 +128,7 @@ def _card(name: str, deviation: str, reported: str) -> Card:
         resize=342,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        reported=f"{reported}, one network, validation",
+        reported=f"{reported}, one network, validation images that are not blacklisted",
     )
 
 
@@ -137,12 +137,12 @@ _SCALES = "The residuals are scaled by 0.17, 0.1 and 0.2, as the authors release
 NETWORKS = (
     Entry(
         functools.partial(of_timm, "inception_v4"),
-        _card("inception-v4", _RELEASED, "20.0 % top-1, 5.0 % top-5 (1 crop); 17.7 and 3.8 % (144 crops)"),
+        _card("inception-v4", _RELEASED, "20.0 % top-1, 5.0 % top-5 (1 crop)"),
         first="kaiming",
     ),
     Entry(
         InceptionResNetV1,
-        _card("inception-resnet-v1", _SCALES, "21.3 % top-1, 5.5 % top-5 (1 crop); 18.8 and 4.3 % (144 crops)"),
+        _card("inception-resnet-v1", _SCALES, "21.3 % top-1, 5.5 % top-5 (1 crop)"),
         first="kaiming",
     ),
     Entry(
@@ -150,7 +150,7 @@ NETWORKS = (
         _card(
             "inception-resnet-v2",
             f"{_RELEASED[:-1]}: a 1×1 convolution to 1,536 maps stands before the mean.",
-            "19.9 % top-1, 4.9 % top-5 (1 crop); 17.8 and 3.7 % (144 crops)",
+            "19.9 % top-1, 4.9 % top-5 (1 crop)",
         ),
         first="kaiming",
     ),
