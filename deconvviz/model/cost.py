@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calls import Call, called
 from ..errors import LayerError
 from ..guard import placement, untouched
 from ..images.preprocess import input_size as find_input_size
@@ -205,7 +206,7 @@ def _line(layer: LayerCost) -> tuple[str, ...]:
     )
 
 
-def cost(model: nn.Module, *, input_size: int | tuple[int, ...] | None = None) -> Cost:
+def cost(model: nn.Module, *, input_size: int | tuple[int, ...] | None = None, call: Call | None = None) -> Cost:
     """Count what a network costs for one image: parameters, multiply-adds, outputs, connections, memory.
 
     Example:
@@ -222,6 +223,7 @@ def cost(model: nn.Module, *, input_size: int | tuple[int, ...] | None = None) -
     Args:
         model: The network; left as it was found.
         input_size: Side, (height, width) or (channels, height, width) in pixels; None takes the model's own.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
         A `Cost`: `layers`, `parameters`, `macs`, `outputs`, `neurons`, `connections`, `memory`, `depth`, `share(…)`;
@@ -234,6 +236,7 @@ def cost(model: nn.Module, *, input_size: int | tuple[int, ...] | None = None) -
     Source: the numbers are those that Krizhevsky et al. 2012, Simonyan & Zisserman 2015, Szegedy et al. 2015 and He et
     al. 2016 argue with.
     """
+    model = called(model, call)
     size = find_input_size(model, input_size)
     device, dtype = placement(model)
     counting = Counting(Saving())

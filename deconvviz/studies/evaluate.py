@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..checks import at_once, whole, wholes
 from ..devices import Portions, doubled
 from ..errors import ImageError, ModelError, OptionError
@@ -109,6 +110,7 @@ def evaluate(
     workers: int = 0,
     on_error: str = "raise",
     progress: bool = True,
+    call: Call | None = None,
 ) -> Evaluation:
     """Measure how often a classifier is right, as the papers do: over one crop of each image, many, or densely.
 
@@ -145,6 +147,7 @@ def evaluate(
         workers: Processes that decode files.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Show a bar.
+        call: How each model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
         An `Evaluation`: `probabilities` (N, classes), `labels`, `error(k)`, `confusion`, `rank`, `predicted`.
@@ -158,6 +161,7 @@ def evaluate(
     Sermanet et al. 2014, section 3.3.
     """
     models: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
+    models = [called(one, call) for one in models]
     if not models:
         raise OptionError("model is an empty list, expected one classifier or several.")
     if crops not in CROPS or isinstance(crops, bool):

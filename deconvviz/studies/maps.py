@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calls import Call, called
 from ..checks import is_whole
 from ..devices import doubled
 from ..errors import ImageError, LayerError, OptionError
@@ -157,6 +158,7 @@ def maps(
     fill: float | str | None = None,
     seed: int = 0,
     preprocess: object = None,
+    call: Call | None = None,
 ) -> Maps:
     """Show what each layer makes of one image: its response maps, and how they change when the image does.
 
@@ -179,6 +181,7 @@ def maps(
         fill: What comes in from outside, see `invariance`.
         seed: Of the noise.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
         A `Maps`: `picture` (3, H, W), `layers` (each `maps` (units, h, w), `ranking`), `changes`.
@@ -190,6 +193,7 @@ def maps(
     Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, section III.C, shows LeNet-5
     in this way.
     """
+    model = called(model, call)
     if image is None:
         raise ImageError("no image: give a tensor, a PIL image or a path.")
     given = image.detach()[None] if isinstance(image, Tensor) and image.dim() == 3 else image

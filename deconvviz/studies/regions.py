@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..checks import at_once, whole, wholes
 from ..devices import Portions
 from ..errors import ImageError, OptionError, UnitError
@@ -87,6 +88,7 @@ def top_regions(
     batch_size: int | None = None,
     preprocess: object = None,
     progress: bool = True,
+    call: Call | None = None,
 ) -> TopRegions:
     """Find the regions of images that excite units most, each region warped to the network's input by itself.
 
@@ -117,6 +119,7 @@ def top_regions(
         batch_size: Regions per forward pass; None: what a `DataLoader` says, else 64.
         preprocess: How a picture becomes the model's input, where the model does not say.
         progress: Show a bar.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
     Returns:
         A `TopRegions`: `values` (U, k), `image_ids` (U, k), `boxes` (U, k, 4), `patches` (U, k, 3, H, W), `fields`.
@@ -128,6 +131,7 @@ def top_regions(
     Source: Girshick et al., "Rich Feature Hierarchies for Accurate Object Detection", CVPR 2014, section 3.1, Fig. 4,
     and appendix A for the warping.
     """
+    model = called(model, call)
     k = whole(k, "k", 1)
     if not 0 <= overlap <= 1:
         raise OptionError(f"overlap={overlap!r}: expected a share from 0 to 1.")
