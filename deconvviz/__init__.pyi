@@ -22,6 +22,7 @@ from .model.cost import cost as cost
 from .model.dense import ClassMap as ClassMap
 from .model.dense import Convolutional as Convolutional
 from .model.dense import convolutional as convolutional
+from .model.randomize import randomize as randomize
 from .model.survey import layers as layers
 from .occlusion.evidence import evidence as evidence
 from .occlusion.field import Evidence as Evidence

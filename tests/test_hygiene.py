@@ -143,6 +143,7 @@ CALLS: dict[str, Call] = {
         {"size": 999},
     ),
     "project": (lambda m, x, **o: deconvviz.project(m, x, **{"layer": 2, "progress": False, **o}), {"units": [-1]}),
+    "randomize": (lambda m, x, **o: deconvviz.randomize(m, **o), {"seed": "x"}),
     "response_std": (lambda m, x, **o: deconvviz.response_std(m, x, **{"progress": False, **o}), {"layers": ["none"]}),
     "top by a call": (
         lambda m, x, **o: deconvviz.top(m, x, **{"call": lambda m, x: m(x - 1), "progress": False, **o}),

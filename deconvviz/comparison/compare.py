@@ -16,12 +16,12 @@ from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched, unwrapped
 from ..images import ImageSet, open_images
 from ..model.output import class_names, known_names
+from ..model.randomize import cascade, stages_of, steps_of
 from ..occlusion.occlude import occlude
 from ..tape.record import record
 from ..targets import named
 from . import attributions
 from .case import Case, Own, cam_module, start_of
-from .randomize import cascade, stages_of, steps_of
 from .result import MethodComparison
 from .similarity import rank_correlation, ssim, strength
 

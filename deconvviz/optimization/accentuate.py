@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calls import Call, called
-from ..errors import OptionError
 from . import robustness
-from .climb import Settings, climb
+from .climb import check_number, climb, settings_of
 from .natural import natural
 from .parameters import Fourier
 from .pictures import open_picture, shape_of
@@ -75,9 +74,8 @@ def accentuate(
     Source:
         Hamblin et al., "Feature Accentuation: Revealing 'What' Features Respond to in Natural Images", 2024.
     """
-    if not strength >= 0 or steps < 1:
-        raise OptionError(f"strength={strength}, steps={steps}: expected at least 0, and at least 1.")
-    settings = Settings(steps, rate, robustness.read(robust), int(seed), dtype)
+    check_number("strength", strength)
+    settings = settings_of(steps, rate, robustness.read(robust), seed, dtype)
     model = called(model, call)
     shown, known = open_picture(model, image, preprocess)
     with reading(model, known, shape_of(shown)) as network:
@@ -104,11 +102,13 @@ def accentuate(
 
         start = parameters.images().detach().to(network.device)
         with tqdm(total=steps, unit=" steps", desc="accentuate", disable=not progress) as bar:
-            for _ in climb(network, parameters, [source], False, loss, look, settings):
+            for _ in climb(network, parameters, [source], False, loss, look, settings, ("more", "less")):
                 bar.update(1)
         seen = original.response(source)[0, number].amax().float()
         images = parameters.images().detach().float().cpu()
     distances = (images - shown.float().cpu()).square().mean((1, 2, 3)).sqrt()
     activations = torch.stack([seen, *reached[0]]).cpu()
     facts = (("strength", strength), ("steps", steps), ("rate", rate), ("robust", settings.robust != robustness.NONE))
-    return Accentuated(source.layer.name, number, shown, images[0], images[1], activations, distances, int(seed), facts)
+    return Accentuated(
+        source.layer.name, number, shown, images[0], images[1], activations, distances, settings.seed, facts
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calls import Call, called
+from ..checks import whole
 from ..devices import Portions
 from ..errors import LayerError, OptionError
-from .climb import Settings, climb
+from .climb import Settings, check_number, climb, settings_of
 from .parameters import make
 from .pictures import open_picture, shape_of
 from .reading import Network, Readings, Source, reading
@@ -69,7 +71,8 @@ def invert(
         progress: Show a bar with the time left.
 
     Returns:
-        `Inversion`: `images` (L, N, C, H, W) with pixels from 0 to 1, `distances` (L, N): ‖Φ(x) − Φ₀‖² / ‖Φ₀‖².
+        `Inversion`: `images` (L, N, C, H, W) with pixels from 0 to 1, `distances` (L, N): ‖Φ(x) − Φ₀‖² / ‖Φ₀‖². After
+        Ctrl-C the layers that are done, with a warning.
 
     Raises:
         OptionError, LayerError, ImageError, ModelError: As their names say.
@@ -77,24 +80,33 @@ def invert(
     Source:
         Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR 2015.
     """
-    if parametrization not in RATES or starts < 1 or steps < 1:
-        raise OptionError(
-            f"parametrization={parametrization!r}, starts={starts}, steps={steps}: expected 'fourier' or 'pixels', and at "
-            "least 1."
-        )
+    if parametrization not in RATES:
+        raise OptionError(f"parametrization={parametrization!r}: expected 'fourier' or 'pixels'.")
+    starts = whole(starts, "starts", 1)
     pixels = parametrization == "pixels"
     smooth = (1.0 if pixels else 0.0) if total_variation is None else total_variation
     bounded = (0.1 if pixels else 0.0) if alpha_norm is None else alpha_norm
-    settings = Settings(steps, rate or RATES[parametrization], NONE, int(seed), dtype, settle=True)
+    check_number("total_variation", smooth)
+    check_number("alpha_norm", bounded)
+    rate = RATES[parametrization] if rate is None else rate
+    settings = settings_of(steps, rate, NONE, seed, dtype, settle=True)
     model = called(model, call)
     shown, known = open_picture(model, image, preprocess)
     with reading(model, known, shape_of(shown)) as network:
         sources = [network.find(one) for one in network.wanted(layer)]
         with tqdm(total=len(sources) * steps, unit=" steps", desc="invert", disable=not progress) as bar:
-            pairs = [
-                _invert(network, source, shown, starts, parametrization, (smooth, bounded), settings, bar)
-                for source in sources
-            ]
+            pairs = []
+            try:
+                for source in sources:
+                    priors = smooth, bounded
+                    pairs.append(_invert(network, source, shown, starts, parametrization, priors, settings, bar))
+            except KeyboardInterrupt:
+                if not pairs:
+                    raise
+                warnings.warn(
+                    f"interrupted: {len(pairs)} of {len(sources)} layers are done and returned.", stacklevel=2
+                )
+                del sources[len(pairs) :]
     facts: dict[str, float | str] = {"parametrization": parametrization, "rate": settings.rate, "steps": steps}
     facts |= {"total_variation": smooth, "alpha_norm": bounded}
     numbers = (source.layer.number for source in sources)
@@ -142,8 +154,8 @@ def _invert(
                 last.append(away(readings).cpu())
 
         seeds = [settings.seed * 1_000_003 + start for start in chosen.tolist()]
-        parameters = make(parametrization, seeds, network.shape)
-        for step, _ in enumerate(climb(network, parameters, [source], False, loss, look, settings), 1):
+        parameters, own = make(parametrization, seeds, network.shape), [source.layer.name] * len(seeds)
+        for step, _ in enumerate(climb(network, parameters, [source], False, loss, look, settings, own), 1):
             done = (int(chosen[0]) * settings.steps + len(chosen) * step) // starts
             bar.update(begun + done - bar.n)
         return parameters.images().detach().float().cpu(), last[0]

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..calls import Call, called
+from ..checks import at_once, whole
 from ..devices import Portions
 from ..errors import OptionError
 from ..guard import hash_weights, unwrapped
-from ..images.preprocess import input_size as find_input_size
 from ..jobs.draft import Draft
 from ..jobs.runner import Memory, Place, Step, laid_out, run
 from ..model.output import class_names, find_class, known_names, measuring
 from ..topk.result import TopK
 from . import objectives, robustness
-from .climb import Settings, climb
+from .climb import Settings, check_number, climb, settings_of
 from .objectives import Objective, Read
 from .parameters import PARAMETRIZATIONS, Parameters, make
-from .pictures import pixels_of
+from .pictures import pixels_of, size_of
 from .reading import Network, Readings, Source, reading
 from .result import Maximized
 from .robustness import Robustness
@@ -94,12 +94,14 @@ def maximize(
         robust: Whether the image is moved a little at each step, or a `Robustness` that says how.
         steps: Steps of Adam.
         rate: Its step length; None: what suits the parametrization.
-        input_size: Side, (height, width) or (channels, height, width) in pixels; None takes the model's own.
+        input_size: Side, (height, width) or (channels, height, width) in pixels; None takes the model's own, where
+            it is known.
         seed: Of the starts and the moves.
         dtype: torch.bfloat16 runs the network in autocast; None as it is.
         batch_size: Images at once; None: what suits the device.
         top: A scan of photos, to compare with: fills `best_photo`.
-        preprocess: How pixels become the model's input, where the model does not say.
+        preprocess: How pixels become the model's input, where the model does not say; with neither, pixels from 0 to 1
+            are its input.
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         out: File that is written unit by unit; the same call goes on where a killed one stopped.
         progress: Show a bar with the time left.
@@ -109,8 +111,9 @@ def maximize(
         the units that are done, with a warning.
 
     Raises:
-        OptionError, UnitError, LayerError: An argument has no meaning for this model.
-        ModelError: A gradient is not finite, or nothing depends on the image.
+        OptionError, UnitError, LayerError: An argument has no meaning for this model, or its images' size is not known.
+        ModelError: A gradient is not finite (the message names whose), or nothing depends on the image. With `out` the
+            units before it are kept.
 
     Source:
         Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", 2013; Olah, Mordvintsev & Schubert,
@@ -118,16 +121,17 @@ def maximize(
         MAgnitude Constrained Optimization", NeurIPS 2023.
     """
     settings = _settings(parametrization, robust, steps, rate, seed, dtype)
-    if n < 1 or diversity < 0 or (batch_size is not None and batch_size < 1):
-        raise OptionError(f"n={n}, diversity={diversity}, batch_size={batch_size}: expected at least 1, 0 and 1.")
+    check_number("diversity", diversity)
+    n, at_most = whole(n, "n", 1), at_once(batch_size, None, 0)
     model = called(model, call)
     model, target = _measuring(model, target, preprocess)
-    shape = find_input_size(model, input_size)
+    known = pixels_of(model, preprocess)
+    shape = size_of(model, known, input_size)
     task = _Task(parametrization, settings, n, diversity, shape)
-    with reading(model, pixels_of(model, preprocess), shape) as network:
+    with reading(model, known, shape) as network:
         goals = _goals(model, network, layer, units, target, directions, at, negative, preprocess)
         best = _best_photos(goals, top)
-        size = batch_size or (_BATCH_CUDA if network.device.type == "cuda" else _BATCH)
+        size = at_most or (_BATCH_CUDA if network.device.type == "cuda" else _BATCH)
         per = max(1, size // n)
         blocks = [range(i, min(i + per, len(goals.names))) for i in range(0, len(goals.names), per)]
         portions = Portions(per)
@@ -139,12 +143,13 @@ def maximize(
 
             return portions.steps(some, torch.arange(len(block)))
 
-        sizes = [len(b) * n * steps for b in blocks]
+        sizes = [len(b) * n * settings.steps for b in blocks]
         options: Any = {"sizes": sizes, "name": "maximize", "unit": "steps", "progress": progress}
         options["rows"] = lambda block: torch.tensor(block)
+        scale = known and (known.mean, known.std)
         team, fields = ranks.team(), _laid_out(goals, task)
         if team.size > 1:
-            team.agree(_hash(model, goals, task, best, size), "weights or options")
+            team.agree(_hash(model, goals, task, best, size, scale), "weights or options")
         if out is None or team.rank > 0:
             new = (
                 laid_out(fields)
@@ -155,7 +160,7 @@ def maximize(
             found = team.deliver(lambda: _result(goals, task, new, done, best), Maximized, out)
         else:
             with Draft(out) as draft:
-                run(blocks, climb_block, draft, arrays=_open(draft, model, goals, task, best, size), **options)
+                run(blocks, climb_block, draft, arrays=_open(draft, model, goals, task, best, size, scale), **options)
 
                 def finish() -> Maximized:
                     draft.finish()
@@ -196,14 +201,20 @@ class _Counted(Memory):
 
 
 def _open(
-    draft: Draft, model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int
+    draft: Draft,
+    model: nn.Module,
+    goals: Goals,
+    task: _Task,
+    best: Tensor | None,
+    batch_size: int,
+    scale: object,
 ) -> dict[str, Tensor]:
     """Lay out the result's file, or go on with one that a job like this left; return the arrays to be filled."""
     facts, own, large = _header(goals, task, best)
     own = dict(sorted(own.items(), key=lambda item: -item[1].dtype.itemsize))
     fields = {name: (array.dtype, tuple(array.shape)) for name, array in own.items()}
     known = {name: array for name, array in own.items() if name not in large}
-    key = _hash(model, goals, task, best, batch_size)
+    key = _hash(model, goals, task, best, batch_size, scale)
     arrays = draft.open(key, fields, {"kind": Maximized.file_kind, **facts}, known)
     return {name: arrays[name] for name in large}
 
@@ -217,10 +228,13 @@ def _header(
     return facts, own, large
 
 
-def _hash(model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int) -> str:
+def _hash(
+    model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int, scale: object
+) -> str:
     """Hash all that the images depend on."""
     facts = _header(goals, task, best)[0]
-    digest = hashlib.blake2b(repr((facts, batch_size, task)).encode(), digest_size=16)
+    keys = [(objective.name, objective.key) for objective in goals.objectives]
+    digest = hashlib.blake2b(repr((facts, batch_size, task, keys, scale)).encode(), digest_size=16)
     hash_weights(unwrapped(model), digest)
     return digest.hexdigest()
 
@@ -234,6 +248,8 @@ class Goals:
     objectives: tuple[Objective, ...]
     names: tuple[str, ...]
     units: tuple[int, ...]
+    negative: bool = False
+    at: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +274,8 @@ def _settings(
     if parametrization not in PARAMETRIZATIONS:
         known = ", ".join(map(repr, PARAMETRIZATIONS))
         raise OptionError(f"parametrization={parametrization!r}: expected one of {known}.")
-    if steps < 1 or (rate is not None and not 0 < rate < float("inf")):
-        raise OptionError(f"steps={steps}, rate={rate}: expected at least 1, and a number above 0.")
-    if dtype not in (None, torch.bfloat16, torch.float16):
-        raise OptionError(f"dtype={dtype}: expected torch.bfloat16, torch.float16 or None.")
-    return Settings(steps, rate or RATES[parametrization], robustness.read(robust), int(seed), dtype)
+    rate = RATES[parametrization] if rate is None else rate
+    return settings_of(steps, rate, robustness.read(robust), seed, dtype)
 
 
 def _goals(
@@ -289,7 +302,8 @@ def _goals(
         assert layer is not None
         goals = _of_layer(network, layer, units, directions, at)
     if negative:
-        goals = dataclasses.replace(goals, objectives=tuple(-objective for objective in goals.objectives))
+        opposite = tuple(-objective for objective in goals.objectives)
+        goals = dataclasses.replace(goals, objectives=opposite, negative=True)
     return goals
 
 
@@ -298,7 +312,7 @@ def _of_layer(network: Network, layer: int | str, units: Any, directions: Tensor
     if directions is None:
         chosen = found.choose(units)
         each = tuple(objectives.unit(found.name, number, at) for number in chosen)
-        return Goals(found.name, found.number, each, tuple(f"unit {u}" for u in chosen), tuple(chosen))
+        return Goals(found.name, found.number, each, tuple(f"unit {u}" for u in chosen), tuple(chosen), at=at)
     if units is not None:
         raise OptionError("units and directions exclude each other.")
     vectors = torch.as_tensor(directions)
@@ -310,7 +324,7 @@ def _of_layer(network: Network, layer: int | str, units: Any, directions: Tensor
         )
     each = tuple(objectives.direction(found.name, vector, at) for vector in vectors)
     names = tuple(f"direction {i}" for i in range(len(vectors)))
-    return Goals(found.name, found.number, each, names, (-1,) * len(names))
+    return Goals(found.name, found.number, each, names, (-1,) * len(names), at=at)
 
 
 def _targets(model: nn.Module, network: Network, target: Any, preprocess: Any) -> Goals:
@@ -360,19 +374,23 @@ def _climb(network: Network, goals: Goals, task: _Task, chosen: Sequence[int], p
     own = [goals.objectives[i] for i in chosen for _ in range(task.n)]
     layers = list(dict.fromkeys(layer for objective in own for layer in objective.layers))
     sources = {layer: network.find(layer) for layer in layers if layer is not None}
+    # Of a class the output has no map, in which its images could differ.
+    apart = list(sources.values()) or [network.deepest_map()] * (task.n > 1)
     parameters = task.parameters([goals.units[i] if goals.units[i] >= 0 else i for i in chosen])
     seen: list[Tensor] = []
 
     def loss(readings: Readings, pixels: Tensor) -> Tensor:
         scores = _each(own, readings, sources, Objective.score)
-        return _likeness(scores, readings, sources, task) - scores
+        return _likeness(scores, readings, apart, task) - scores
 
     def look(step: int, readings: Readings) -> None:
         with torch.no_grad():
             seen.append(_each(own, readings, sources, Objective.measure).float())
 
     felt = torch.zeros(len(own), *task.shape[1:])
-    for gradient in climb(network, parameters, list(sources.values()), None in layers, loss, look, task.settings):
+    names = [goals.names[i] for i in chosen for _ in range(task.n)]
+    wanted = list(sources.values()) or apart
+    for gradient in climb(network, parameters, wanted, None in layers, loss, look, task.settings, names):
         felt += gradient.float().cpu()
         yield len(own), ()
     made = {
@@ -399,12 +417,12 @@ def _each(
     return torch.stack([what(goal, functools.partial(read, i)) for i, goal in enumerate(own)])
 
 
-def _likeness(scores: Tensor, readings: Readings, sources: dict[Any, Source], task: _Task) -> Tensor:
+def _likeness(scores: Tensor, readings: Readings, apart: Sequence[Source], task: _Task) -> Tensor:
     """Return what images of one unit lose by being alike (B,): their Gram matrices' mean cosine, times the score."""
-    if task.n == 1 or not task.diversity or not sources:
+    if task.n == 1 or not task.diversity:
         return torch.zeros_like(scores)
     lost = []
-    for source in sources.values():
+    for source in apart:
         flat = readings.response(source).flatten(2)
         gram = torch.nn.functional.normalize((flat @ flat.mT).flatten(1), dim=1, eps=1e-12)
         groups = gram.unflatten(0, (-1, task.n))
@@ -427,6 +445,8 @@ def _result(goals: Goals, task: _Task, arrays: dict[str, Tensor], done: int, bes
         "rate": task.settings.rate,
         **dataclasses.asdict(task.settings.robust),
         "diversity": task.diversity,
+        "negative": goals.negative,
+        **({"at": goals.at} if goals.at else {}),
     }
     return Maximized(
         goals.layer,

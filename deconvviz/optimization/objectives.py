@@ -24,13 +24,15 @@ class Term:
     """One part of an objective: a score of one layer's response, or of the output (layer None), with its weight.
 
     `reads` says what is scored: "before" is what goes into the layer's activation, "alive" the response with "before"
-    in place of its zeros, "response" the response itself.
+    in place of its zeros, "response" the response itself. `key` says what the score computes, so that an unfinished
+    file is not taken for another objective's.
     """
 
     layer: int | str | None
     score: Score
     weight: float = 1.0
     reads: str = "response"
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Objective:
     __rmul__ = __mul__
 
     @property
+    def key(self) -> str:
+        """Say what is computed, beyond the name."""
+        return repr([(term.layer, term.weight, term.reads, term.key) for term in self.terms])
+
+    @property
     def layers(self) -> tuple[int | str | None, ...]:
         """The layers that must be read; None stands for the output."""
         return tuple(dict.fromkeys(term.layer for term in self.terms))
@@ -94,7 +101,7 @@ def unit(layer: int | str, number: int, at: str = "mean") -> Objective:
         return _place(response[number], at)
 
     return Objective(
-        (Term(layer, score, reads="before"),),
+        (Term(layer, score, reads="before", key=f"unit {number} {at}"),),
         f"unit {number} of layer {layer}",
         lambda response: response[number].amax() if at == "mean" else _place(response[number], at),
     )
@@ -113,12 +120,13 @@ def direction(layer: int | str, vector: Tensor | Sequence[float], at: str = "mea
             raise UnitError(f"the direction has {len(axis)} numbers, layer {layer!r} has {len(response)} units.")
         return _place(torch.einsum("u,uhw->hw", axis.to(response), response), at)
 
-    return Objective((Term(layer, score, reads="alive"),), f"a direction of layer {layer}")
+    key = f"direction {axis.tolist()} {at}"
+    return Objective((Term(layer, score, reads="alive", key=key),), f"a direction of layer {layer}")
 
 
 def whole(layer: int | str) -> Objective:
     """Return the objective of a whole layer, the mean square of its response: "deep dream"."""
-    return Objective((Term(layer, lambda response: response.square().mean()),), f"layer {layer}")
+    return Objective((Term(layer, lambda response: response.square().mean(), key="whole"),), f"layer {layer}")
 
 
 def output(number: int, name: str | None = None) -> Objective:
@@ -129,7 +137,7 @@ def output(number: int, name: str | None = None) -> Objective:
             raise OptionError(f"class {number} is out of range: the output has shape (N, {tuple(values.shape)}).")
         return values[number]
 
-    return Objective((Term(None, score),), name or f"class {number}")
+    return Objective((Term(None, score, key=f"class {number}"),), name or f"class {number}")
 
 
 def _check(at: str) -> None:

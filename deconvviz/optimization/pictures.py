@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ImageError
+from ..errors import ImageError, OptionError
+from ..guard import unwrapped
 from ..images.opening import open_images
 from ..images.preprocess import Preprocess, preprocess_for
+from ..images.preprocess import input_size as find_input_size
 
 
 def pixels_of(model: nn.Module, preprocess: Any) -> Preprocess | None:
@@ -24,6 +26,18 @@ def pixels_of(model: nn.Module, preprocess: Any) -> Preprocess | None:
             "Preprocess(size, resize, mean, std)."
         )
     return known
+
+
+def size_of(model: nn.Module, known: Preprocess | None, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images to make: as asked, else the model's own."""
+    if size is None:
+        if known is None or not known.size:
+            raise OptionError(
+                f"how large the images of this {type(unwrapped(model)).__name__} are is not known. Give input_size=224, "
+                "or the side that it was trained with."
+            )
+        size = known.size
+    return find_input_size(model, size)
 
 
 def open_picture(model: nn.Module, image: Any, preprocess: Any) -> tuple[Tensor, Preprocess | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import LayerError, ModelError
 from ..guard import check_weights, placement, untouched
 from ..images.preprocess import Preprocess
 from ..model.output import ASK
@@ -50,6 +50,13 @@ class Network:
         """Find a layer and what goes into its activation."""
         found = find(self.rows, layer)
         return Source(found, *_before(self.tape, found.value))
+
+    def deepest_map(self) -> Source:
+        """Return the last layer whose response has places, of those with a number if one of them has."""
+        maps = [row for row in self.rows if row.units and row.height * row.width > 1]
+        if not maps:
+            raise LayerError("no layer of this model has a map, in which images could be kept apart. Give diversity=0.")
+        return self.find(([row for row in maps if row.number is not None] or maps)[-1].name)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Bring images (B, C, H, W) from 0–1 pixels into the network's input space."""

@@ -8,10 +8,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..errors import OptionError, UnitError
-from ..images.display import GRAY, inside_image, rgb, signed, true_colours
+from ..errors import OptionError
+from ..images.display import GRAY, in_order, rgb, signed
+from ..occlusion.field import Evidence
 from ..optimization.result import Maximized
 from ..projection.result import Projections
+from .evidence import fade, strength
+from .projections import photos_of, rows_of, silent_places
 from .style import new_figure, picture, short
 
 _TILE = 1.5  # inches: the side of an image
@@ -23,17 +26,22 @@ def draw(
     result: Maximized,
     figure: Figure | None = None,
     *,
-    beside: Projections | None = None,
+    beside: Projections | Evidence | Maximized | None = None,
     transparency: bool = False,
     columns: int | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each objective's images; with `beside`, its nine patches and projections at the right.
+    """Draw each objective's images; with `beside`, at the right its nine patches and what in them excited the unit.
+
+    Example:
+        >>> result = deconvviz.maximize(model, layer=5, units=[3, 7])  # doctest: +SKIP
+        >>> draw(result, beside=deconvviz.project(model, layer=5, units=[3, 7]))  # doctest: +SKIP
 
     Args:
         result: What `maximize` returned.
         figure: A matplotlib figure or subfigure to draw into; a new one of the fitting size if None.
-        beside: What `project` returned for the same units.
+        beside: What `project` or `evidence` returned for the same units; or what `maximize` did for the same
+            objectives with other weights or settings.
         transparency: Whether pixels that did not matter fade into gray.
         columns: Objectives in one row; None: as many as make the picture about square, one with `beside`.
         title: The line above; the layer's name if None.
@@ -43,11 +51,12 @@ def draw(
 
     Raises:
         UnitError: `beside` lacks a unit.
-        OptionError: `columns` is not at least 1.
+        OptionError: `columns` is not at least 1, or `beside` is of another layer or of other objectives.
     """
     if columns is not None and columns < 1:
         raise OptionError(f"columns={columns}: expected at least 1.")
     count = min(len(result.names), MOST)
+    heads = _heads(result, beside)
     rows = [_row(result, i, beside, transparency) for i in range(count)]
     wide = sum(tile.shape[1] / tile.shape[0] for tile in rows[0])
     columns = columns or (1 if beside is not None else max(1, round(math.sqrt(count / wide))))
@@ -65,12 +74,30 @@ def draw(
             axis.imshow(tile.numpy(), interpolation="antialiased", vmin=0, vmax=1)
             if place == 0:
                 axis.set_title(_caption(result, i), fontsize=7.5, loc="left", pad=3)
-            elif line == 0 and place >= len(tiles) - 2 and beside is not None:
-                axis.set_title(("patches", "projections")[place - len(tiles) + 2], fontsize=7.5, loc="left", pad=3)
+            elif place >= result.images.shape[1]:
+                text = heads[place - result.images.shape[1]] if line == 0 else ""
+                if isinstance(beside, Maximized) and place == result.images.shape[1]:
+                    text = f"{text} {_reached(beside, i):.3g}"
+                axis.set_title(text.strip(), fontsize=7.5, loc="left", pad=3)
     return figure
 
 
-def _row(result: Maximized, index: int, beside: Projections | None, transparency: bool) -> list[Tensor]:
+def _heads(result: Maximized, beside: Projections | Evidence | Maximized | None) -> tuple[str, ...]:
+    """Return what stands above the tiles at the right; refuse those of something else."""
+    if beside is None:
+        return ()
+    if isinstance(beside, Maximized):
+        if (beside.layer, beside.names) != (result.layer, result.names):
+            raise OptionError("beside= holds other objectives: give the result of the same call with another model.")
+        return ("beside:", *[""] * (beside.images.shape[1] - 1))
+    if beside.layer != result.layer and (beside.number is None or beside.number != result.number):
+        raise OptionError(f"beside= is of layer {beside.layer!r}, the images are of {result.layer or 'the output'!r}.")
+    return ("patches", "projections" if isinstance(beside, Projections) else "evidence")
+
+
+def _row(
+    result: Maximized, index: int, beside: Projections | Evidence | Maximized | None, transparency: bool
+) -> list[Tensor]:
     images = result.images[index]
     if transparency:
         seen = result.transparency[index].flatten(1)
@@ -79,18 +106,22 @@ def _row(result: Maximized, index: int, beside: Projections | None, transparency
         )
         images = images * alpha + GRAY * (1 - alpha)
     tiles = [image.movedim(0, -1) for image in rgb(images[None])[0]]
-    return tiles if beside is None else [*tiles, *_nine(beside, int(result.units[index]))]
+    if beside is None:
+        return tiles
+    if isinstance(beside, Maximized):
+        return [*tiles, *_row(beside, index, None, transparency)]
+    return [*tiles, *_nine(beside, int(result.units[index]))]
 
 
-def _nine(beside: Projections, unit: int) -> tuple[Tensor, Tensor]:
-    """Return a unit's patches and projections as one square each (h, w, 3)."""
-    found = (beside.units == unit).nonzero().flatten().tolist()
-    if not found:
-        raise UnitError(f"beside= holds no unit {unit}: give projections of the same units.")
-    own = slice(found[0], found[0] + 1)
-    inside = inside_image(beside.boxes[own], *beside.patches.shape[-2:])
-    patches = rgb(true_colours(beside.patches[own], inside, beside.mean, beside.std))[0]
-    return _square(patches), _square(rgb(signed(beside.projections[own], per="block"))[0])
+def _nine(beside: Projections | Evidence, unit: int) -> tuple[Tensor, Tensor]:
+    """Return a unit's patches, and what in them excited it, as one square each (h, w, 3)."""
+    row = rows_of(beside, [unit])
+    photos, silent = photos_of(beside, row), silent_places(beside, row)
+    if isinstance(beside, Evidence):
+        cause = fade(rgb(photos), strength(beside, row))
+    else:
+        cause = rgb(in_order(signed(beside.projections[row].float(), per="block"), beside.order))
+    return _square(rgb(photos)[0]), _square(cause.masked_fill(silent, 1.0)[0])
 
 
 def _square(tiles: Tensor) -> Tensor:
@@ -106,11 +137,14 @@ def _square(tiles: Tensor) -> Tensor:
 
 
 def _caption(result: Maximized, index: int) -> str:
-    reached = float(result.activations[index, :, -1].max())
-    text = f"{short(result.names[index], 22)}: {reached:.3g}"
+    text = f"{short(result.names[index], 22)}: {_reached(result, index):.3g}"
     if result.best_photo is not None:
         text += f" (photo {float(result.best_photo[index]):.3g})"
     return text
+
+
+def _reached(result: Maximized, index: int) -> float:
+    return float(result.activations[index, :, -1].max())
 
 
 def _title(result: Maximized) -> str:

@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from deconvviz.cli import main as cli
-from deconvviz.comparison import randomize, similarity
+from deconvviz.comparison import similarity
 from deconvviz.comparison.compare import compare_methods
 from deconvviz.comparison.result import MethodComparison
 from deconvviz.errors import ImageError, LayerError, ModelError, OptionError, UnitError, UnsupportedOp
 from deconvviz.images.preprocess import Preprocess
+from deconvviz.model import randomize
 
 QUIET = {"progress": False, "size": 5, "stride": 3, "steps": 8}
 

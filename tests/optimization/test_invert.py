@@ -9,6 +9,7 @@ from torch import nn
 import deconvviz
 from deconvviz.errors import DeconvvizError, ImageError, LayerError, OptionError, UnitError
 from deconvviz.images import Preprocess
+from deconvviz.optimization import invert as module
 from deconvviz.optimization.result import Accentuated, Inversion
 
 PIXELS = Preprocess((20, 20), 20, (0.5,) * 3, (0.5,) * 3)
@@ -86,6 +87,21 @@ def test_what_costs_more_changes_less():
     assert change(strength=0.0).distances.max() < 1e-3
 
 
+def test_an_interrupt_keeps_the_layers_that_are_done(monkeypatch):
+    expected, layers = rebuild(layer=1), []
+
+    def interrupted(*arguments):
+        layers.append(arguments)
+        if len(layers) == 2:
+            raise KeyboardInterrupt
+        return climb(*arguments)
+
+    climb = module.climb
+    monkeypatch.setattr(module, "climb", interrupted)
+    with pytest.warns(UserWarning, match="1 of 2 layers are done"):
+        assert rebuild() == expected
+
+
 @pytest.mark.parametrize(("make", "kind"), [(rebuild, Inversion), (change, Accentuated)])
 def test_results_are_saved_and_drawn(tmp_path, make, kind):
     found = make(steps=4)
@@ -109,6 +125,9 @@ def test_the_model_is_left_as_it_was():
     [
         (lambda: rebuild(parametrization="maco"), OptionError, "'fourier' or 'pixels'"),
         (lambda: rebuild(starts=0), OptionError, "starts=0"),
+        (lambda: rebuild(total_variation=-1), OptionError, "total_variation=-1"),
+        (lambda: rebuild(alpha_norm=float("nan")), OptionError, "alpha_norm=nan"),
+        (lambda: change(rate=0), OptionError, "rate=0"),
         (lambda: rebuild(layer=9), LayerError, "there is no layer 9"),
         (lambda: change(unit=8), UnitError, "unit 8 is out of range"),
         (lambda: change(strength=-1), OptionError, "strength=-1"),

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 import deconvviz
-from deconvviz.errors import ModelError, OptionError, UnitError
+from deconvviz.errors import LayerError, ModelError, OptionError, UnitError
 from deconvviz.images.preprocess import Preprocess
-from deconvviz.optimization.objectives import unit
+from deconvviz.jobs import draft
+from deconvviz.optimization import maximize as module
+from deconvviz.optimization.objectives import unit, whole
 from deconvviz.optimization.result import Maximized
 from deconvviz.optimization.robustness import Robustness
 
@@ -101,6 +103,99 @@ def test_many_images_of_one_unit_are_kept_apart():
     assert alike(run(units=[0], n=3, steps=40, diversity=3.0)) < alike(run(units=[0], n=3, steps=40, diversity=0))
 
 
+def test_many_images_of_one_class_are_kept_apart():
+    def alike(diversity):
+        found = run(layer=None, units=None, target=2, n=2, steps=30, diversity=diversity, robust=False)
+        first, second = net()[:5]((found.images[0] - 0.5) / 0.5).detach().flatten(2)
+        grams = [torch.nn.functional.normalize((r @ r.T).flatten(), dim=0) for r in (first, second)]
+        return float(grams[0] @ grams[1])
+
+    assert alike(5.0) < alike(0) - 0.01
+
+
+def test_a_whole_layer_and_a_centre():
+    model = net()
+    dream = run(model, layer=None, units=None, target=whole(1), steps=30)
+    with torch.no_grad():
+        response = model[:2]((dream.images[:, 0] - 0.5) / 0.5)
+    assert torch.allclose(dream.activations[0, 0, -1], response.square().mean(), rtol=1e-4)
+    assert dream.activations[0, 0, -1] > 5 * dream.activations[0, 0, 0]
+    centre = run(model, units=[5], at="center", steps=30)
+    with torch.no_grad():
+        response = model[:2]((centre.images[:, 0] - 0.5) / 0.5)
+    assert torch.allclose(centre.activations[0, 0, -1], response[0, 5, 5, 5], rtol=1e-4)
+    assert dict(centre.settings)["at"] == "center"
+
+
+def test_what_a_pixel_matters_is_its_gradient():
+    """The unit at the centre sees 5 × 5 pixels of 24 × 24; the others get no gradient."""
+    found = run(units=[5], at="center", robust=False)
+    assert found.transparency.shape == (1, 1, 24, 24) and found.transparency.max() == 1
+    seen = torch.zeros(24, 24, dtype=torch.bool)
+    seen[10:15, 10:15] = True
+    assert (found.transparency[0, 0][~seen] == 0).all() and (found.transparency[0, 0][seen] > 0).all()
+
+
+class Interrupted:
+    """Raises in the middle of the third block of images."""
+
+    def __init__(self, monkeypatch, error):
+        self.blocks, self.error, climb = 0, error, module.climb
+
+        def interrupted(*arguments):
+            self.blocks += 1
+            for step, gradient in enumerate(climb(*arguments)):
+                if self.blocks == 3 and step == 2:
+                    raise self.error
+                yield gradient
+
+        monkeypatch.setattr(module, "climb", interrupted)
+
+
+def test_an_interrupt_keeps_what_is_done(monkeypatch):
+    whole = run(units="all", batch_size=2)
+    Interrupted(monkeypatch, KeyboardInterrupt())
+    with pytest.warns(UserWarning, match="4 of 8 objectives are done"):
+        part = run(units="all", batch_size=2)
+    assert part.units.tolist() == [0, 1, 2, 3] and part.names == whole.names[:4]
+    assert torch.equal(part.images, whole.images[:4]) and torch.equal(part.activations, whole.activations[:4])
+
+
+def test_a_file_goes_on_where_a_job_stopped(monkeypatch, tmp_path):
+    expected = run(units="all", batch_size=2)
+    monkeypatch.setattr(draft, "EVERY", 0)
+    with monkeypatch.context() as patch:
+        Interrupted(patch, RuntimeError("the machine is gone"))
+        with pytest.raises(RuntimeError, match="gone"):
+            run(units="all", batch_size=2, out=tmp_path / "x.safetensors")
+    again = Interrupted(monkeypatch, AssertionError("there are two blocks left"))
+    found = run(units="all", batch_size=2, out=tmp_path / "x.safetensors")
+    assert again.blocks == 2 and found == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"negative": True},
+        {"at": "center"},
+        {"seed": 1},
+        {"preprocess": Preprocess((24, 24), 24, (0.4,) * 3, (0.5,) * 3)},
+        {"units": None, "directions": torch.eye(8)[[3, 0, 1, 2, 4, 5, 6, 7]]},
+    ],
+)
+def test_a_file_of_another_job_is_not_gone_on_with(monkeypatch, tmp_path, other):
+    monkeypatch.setattr(draft, "EVERY", 0)
+    options = {"units": "all", "batch_size": 2, "out": tmp_path / "x.safetensors"}
+    first = {"units": None, "directions": torch.eye(8)} if "directions" in other else {}
+    with monkeypatch.context() as patch:
+        Interrupted(patch, RuntimeError("the machine is gone"))
+        with pytest.raises(RuntimeError, match="gone"):
+            run(**{**options, **first})
+    expected = run(**{**options, **other, "out": None})
+    assert run(**{**options, **other}) == expected
+
+
 def test_what_a_unit_likes_least_is_the_opposite():
     most, least = run(units=[5], steps=30), run(units=[5], steps=30, negative=True)
     assert least.activations[0, 0, -1] < most.activations[0, 0, -1]
@@ -169,6 +264,31 @@ def test_results_are_saved_and_drawn(tmp_path):
     assert "\n" not in repr(found) and found.plot().axes
 
 
+def test_patches_stand_beside_with_what_excited_in_them():
+    model, images = net(), torch.randn(6, 3, 24, 24)
+    options = {"layer": 1, "units": [0, 5], "k": 4, "progress": False}
+    found, projections = run(model, n=2), deconvviz.project(model, images, **options)
+    evidence = deconvviz.evidence(model, images, **options)
+    for beside, name in ((projections, "projections"), (evidence, "evidence")):
+        figure = found.plot(beside=beside)
+        titles = [axis.get_title(loc="left") for axis in figure.axes]
+        assert len(figure.axes) == 8 and titles[2:4] == ["patches", name] and titles[6:] == ["", ""]
+        shown = [torch.as_tensor(axis.images[0].get_array()) for axis in figure.axes]
+        assert not torch.equal(shown[2], shown[3]) and not torch.equal(shown[2], shown[6])
+    with pytest.raises(UnitError, match="units=\\[1\\]"):
+        run(model, units=[1]).plot(beside=projections)
+    with pytest.raises(OptionError, match=r"of layer '1'.*'4'"):
+        run(model, layer=2).plot(beside=projections)
+
+
+def test_random_weights_stand_beside():
+    trained, random = run(), run(deconvviz.randomize(net()))
+    titles = [axis.get_title(loc="left") for axis in trained.plot(beside=random).axes]
+    assert len(titles) == 4 and titles[0].startswith("unit 0: ") and titles[1].startswith("beside: ")
+    with pytest.raises(OptionError, match="other objectives"):
+        trained.plot(beside=run(units=[1, 2]))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -180,6 +300,9 @@ def test_results_are_saved_and_drawn(tmp_path):
         ({"layer": None, "units": None, "target": "cat"}, OptionError, "names of this model's classes are not known"),
         ({"units": None, "directions": torch.ones(3)}, OptionError, r"expected \(n, 8\)"),
         ({"steps": 0}, OptionError, "steps=0"),
+        ({"steps": 2.5}, OptionError, "steps=2.5"),
+        ({"seed": "x"}, OptionError, "seed='x'"),
+        ({"diversity": float("nan")}, OptionError, "diversity=nan"),
         ({"n": 0}, OptionError, "n=0"),
         ({"rate": -1.0}, OptionError, "rate=-1.0"),
         ({"robust": "yes"}, OptionError, "robust='yes'"),
@@ -196,5 +319,38 @@ def test_an_overflow_is_named():
     model = net()
     model[0].weight.data *= 1e30
     model[3].weight.data *= 1e30
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match="not finite, for unit 0, unit 5"):
         run(model, layer=2)
+
+
+def test_whose_gradient_is_not_finite_is_named():
+    model = net()
+    model[0].bias.data[5] = 1e30
+    model.insert(2, Squared())
+    with pytest.raises(ModelError, match="not finite, for unit 5: "):
+        run(model, layer="2")
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return x**3
+
+
+def test_the_size_comes_from_the_preprocessing_or_is_asked_for():
+    assert run(input_size=None).images.shape[-2:] == (24, 24)
+    with pytest.raises(OptionError, match=r"images of this Sequential are is not known\. Give input_size"):
+        run(input_size=None, preprocess=None)
+
+
+class Mixing(nn.Module):
+    """Compares each place with each other: its response is no map."""
+
+    def forward(self, x):
+        flat = x.flatten(2)
+        return flat.mT @ flat
+
+
+def test_a_layer_without_maps_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 4), Mixing(), nn.Flatten(), nn.Linear(36**2, 3))
+    with pytest.raises(LayerError, match="channels can't be told"):
+        run(model, layer="1")

@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import whole
+from ..errors import ModelError
+from ..guard import check_module
 from ..tape.operations import Tape
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def randomize(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Return a copy of a model with all its weights drawn again, each at the scale it had.
+
+    Example:
+        >>> import deconvviz
+        >>> model = deconvviz.zoo.create("zfnet64", weights="bundled")
+        >>> options = {"layer": 2, "units": [3], "steps": 4, "progress": False}
+        >>> trained = deconvviz.maximize(model, **options)
+        >>> random = deconvviz.maximize(deconvviz.randomize(model), **options)
+        >>> figure = trained.plot(beside=random)
+
+    What a picture shows of this copy as well, the training did not put there: it comes from the architecture, or from
+    how the picture is made. Weights and biases come from a normal distribution with the root mean square that each
+    tensor has; the scales, shifts and statistics of a normalization change places among its channels.
+
+    Args:
+        model: The network; left as it was found.
+        seed: Of the drawing.
+
+    Returns:
+        Another module, in the same mode and on the same device.
+
+    Raises:
+        ModelError: The model cannot be copied.
+        OptionError: The seed is no whole number.
+
+    Source:
+        Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv:1810.03292).
+    """
+    check_module(model)
+    generator = torch.Generator().manual_seed(whole(seed, "seed"))
+    try:
+        with torch.inference_mode(False):  # copies made in inference mode could not be changed
+            network = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"the model cannot be copied: {error}") from error
+    for module in network.modules():
+        redraw(module, generator)
+    return network
 
 
 def steps_of(network: nn.Module, tape: Tape) -> list[tuple[str, ...]]:
@@ -53,7 +98,7 @@ def redraw(module: nn.Module, generator: torch.Generator) -> None:
     """
     tensors = _tensors(module)
     with torch.no_grad():
-        if _is_norm(module):
+        if tensors and _is_norm(module):
             count = len(tensors[0])
             order = torch.randperm(count, generator=generator)
             for tensor in tensors:
