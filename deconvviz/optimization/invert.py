@@ -54,7 +54,8 @@ def invert(
         (torch.Size([2, 1, 3, 64, 64]), torch.Size([2, 1]))
 
     From noise, the image is changed until the layer answers as it did to the original. Of all images that would do,
-    the priors choose a natural one: total variation and the α-norm, over a Fourier parametrization or over pixels.
+    the priors choose a natural one: total variation and the α-norm, over a Fourier parametrization or over pixels. Their
+    weights fall with the square of the steps that are left.
 
     Args:
         model: The network; left as it was found.
@@ -62,8 +63,8 @@ def invert(
         layer: Number or module path, or several; None: all that have a number.
         starts: From how many different starts each layer is inverted: what they agree on is what the layer knows.
         parametrization: "fourier" or "pixels".
-        total_variation: Weight of the mean squared difference of neighbours; None: what suits the parametrization.
-        alpha_norm: Weight of the mean sixth power of the pixels' distance from gray; None likewise.
+        total_variation: First weight of the mean squared difference of neighbours; None: what suits the parametrization.
+        alpha_norm: First weight of the mean sixth power of the pixels' distance from gray; None likewise.
         steps: Steps of Adam.
         rate: Its step length; None: what suits the parametrization.
         seed: Of the starts.
@@ -143,8 +144,13 @@ def _invert(
     def away(readings: Readings) -> Tensor:
         return (readings.response(source).float() - goal).square().sum((1, 2, 3)) / size
 
+    left = iter(range(settings.steps, 0, -1))
+
     def loss(readings: Readings, now: Tensor) -> Tensor:
-        return away(readings) + priors[0] * _variation(now) + priors[1] * (2 * now - 1).pow(6).mean((1, 2, 3))
+        # The priors choose among the images that would do, and let go: at the end the layer alone counts.
+        share = (next(left) / settings.steps) ** 2
+        prior = priors[0] * _variation(now) + priors[1] * (2 * now - 1).pow(6).mean((1, 2, 3))
+        return away(readings) + share * prior
 
     begun = bar.n
 
