@@ -144,18 +144,16 @@ def _invert(
     def away(readings: Readings) -> Tensor:
         return (readings.response(source).float() - goal).square().sum((1, 2, 3)) / size
 
-    left = iter(range(settings.steps, 0, -1))
-
-    def loss(readings: Readings, now: Tensor) -> Tensor:
-        # The priors choose among the images that would do, and let go: at the end the layer alone counts.
-        share = (next(left) / settings.steps) ** 2
-        prior = priors[0] * _variation(now) + priors[1] * (2 * now - 1).pow(6).mean((1, 2, 3))
-        return away(readings) + share * prior
-
     begun = bar.n
 
     def rebuild(chosen: Tensor) -> tuple[Tensor, Tensor]:
         last: list[Tensor] = []
+        left = iter(range(settings.steps, 0, -1))
+
+        def loss(readings: Readings, now: Tensor) -> Tensor:
+            # The priors choose among the images that would do, and let go: at the end the layer alone counts.
+            prior = priors[0] * _variation(now) + priors[1] * (2 * now - 1).pow(6).mean((1, 2, 3))
+            return away(readings) + (next(left) / settings.steps) ** 2 * prior
 
         def look(step: int, readings: Readings) -> None:
             if step == settings.steps:

@@ -228,9 +228,7 @@ def _header(
     return facts, own, large
 
 
-def _hash(
-    model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int, scale: object
-) -> str:
+def _hash(model: nn.Module, goals: Goals, task: _Task, best: Tensor | None, batch_size: int, scale: object) -> str:
     """Hash all that the images depend on."""
     facts = _header(goals, task, best)[0]
     keys = [(objective.name, objective.key) for objective in goals.objectives]
