@@ -99,4 +99,5 @@ def test_every_public_function_is_a_command():
     assert functions - {c.function for c in COMMANDS} == {
         "alone",  # for programs
         "compare_filters",  # filters --compare
+        "randomize",  # for programs: what it returns is a network
     }
