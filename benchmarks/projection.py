@@ -1,7 +1,8 @@
 """Milliseconds per projection: `deconvviz.project` against captum's `NeuronDeconvolution`, AlexNet at 224 px.
 
 Both get the same list of (image, unit, position); captum gets it in batches that mix units and images, at the batch
-size that is best for it, as it is and with model and images in channels_last. The results are compared, too.
+size that is best for it, as it is and with model and images in channels_last. The results are compared, too, and the
+arithmetic of both is counted: its ratio is what kernels of one speed would reach.
 
     python benchmarks/projection.py [--device cuda] [--images 64] [--threads 2]
 """
@@ -16,6 +17,8 @@ import torch
 import torchvision
 from captum.attr import NeuronDeconvolution
 from conditions import alternate, conditions, load, report, seconds
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import deconvviz
 from deconvviz.images import samples
@@ -42,6 +45,27 @@ def best_batch(model, items, sizes, device):
     return best, works[best]
 
 
+class Arithmetic(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and matrix products."""
+
+    total = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result) / 2
+        return result
+
+
+def operations(work):
+    """Return the multiply-adds of one call."""
+    with Arithmetic() as counter:
+        work()
+    return counter.total
+
+
 def compare(model, plain, layer, scan, images, device, rounds):
     best = scan[layer]
     ids, place = best.image_ids.flatten().to(device), best.positions.flatten(0, 1).to(device)
@@ -59,6 +83,7 @@ def compare(model, plain, layer, scan, images, device, rounds):
         items = pixels.contiguous(memory_format=memory), unit[order][:128], place[order][:128]
         batches[name], captum = best_batch(parts, items, (4, 8, 16, 32, 64, 128), device)
         works[name] = functools.partial(lambda key, work: run.update({key: work()}), name, captum)
+    spent = {"ours": operations(ours) / len(ids), "captum": operations(works["as it is"]) / batches["as it is"]}
     times = alternate(works, rounds, device)
     ms = 1e3 * times["ours"] / len(ids)
     cells = [f"{layer}", f"{len(ids)}", f"{ms:.2f}"]
@@ -70,6 +95,8 @@ def compare(model, plain, layer, scan, images, device, rounds):
             f"**{peer_ms / ms:.1f}×**",
             f"{errors.median():.0e}, {errors.max():.0e}",
         ]
+    millions = [f"{1e-6 * spent[name]:.1f}" for name in ("ours", "captum")]
+    cells += [*millions, f"{spent['captum'] / spent['ours']:.1f}×"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -114,6 +141,7 @@ def main():
     columns = ["layer", "projections", "deconvviz, ms"]
     for peer in ("captum, ms", "captum in channels_last, ms"):
         columns += [peer, "ratio", "difference: median, largest"]
+    columns += ["million multiply-adds, deconvviz", "captum", "ratio"]
     heading = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     suffix = "" if options.device == "cpu" else f"-{options.device}"
     report(f"projection{suffix}", "Projections: AlexNet, top 9 of all units", details, heading + rows)
