@@ -71,7 +71,8 @@ class Reference(TorchFunctionMode):
         return result
 
     def _deconvnet(self, func: Any, name: str, x: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        y = func(*args, **kwargs)
+        # In place, autograd would pass the gradient through the rectifier's own backward as well.
+        y = func(x.clone(), *args[1:], **kwargs) if name in RECTIFIERS and args else func(*args, **kwargs)
         if name in RECTIFIERS or (name in ("hardtanh", "clamp", "clamp_") and _cuts_at_zero(args, kwargs)):
             return Rectified.apply(x, y.detach())
         if name in GATES:
