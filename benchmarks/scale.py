@@ -23,18 +23,22 @@ from pathlib import Path
 import torch
 import torchvision
 from conditions import conditions, load, report, seconds
+from PIL import Image
 from torch import distributed, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import deconvviz
 from deconvviz.images import open_images
 from deconvviz.images.preprocess import preprocess_for
+from deconvviz.model.table import find_all
 from deconvviz.ranks import Team
 from deconvviz.scan import engine
 from deconvviz.scan.state import pack, unpack
+from deconvviz.topk.accumulator import Strongest
 
 RANKS, SIDE = 4, 224
 UNITS = (64, 256, 512, 1024, 2048)  # of ResNet-50's layers 1 to 5
+LAYERS = [f"{i}.1" for i in range(len(UNITS))]  # of the network that stands for it
 
 
 class Generated(torch.utils.data.Dataset):
@@ -87,8 +91,7 @@ def walk(count: int) -> None:
     engine.SAVE_EVERY = 5.0
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        layers = [f"{i}.1" for i in range(len(UNITS))]
-        deconvviz.top(wide(), Generated(count), layers=layers, out=f"{folder}/top", batch_size=16, progress=False)
+        deconvviz.top(wide(), Generated(count), layers=LAYERS, out=f"{folder}/top", batch_size=16, progress=False)
         total = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"rank": distributed.get_rank(), "seconds": total, "megabytes": peak, **spent}), flush=True)
@@ -112,8 +115,6 @@ def rates(count: int) -> dict[str, float]:
     images = torch.randn(count, 3, SIDE, SIDE)
     layers = [layer.name for layer in deconvviz.layers(model).numbered if (layer.number or 0) <= 5]
     with tempfile.TemporaryDirectory() as folder:
-        from PIL import Image
-
         for number, path in enumerate(
             sorted((Path(deconvviz.__file__).parent / "images" / "sample_photos").glob("*.jpg"))[:24]
         ):
@@ -127,17 +128,19 @@ def rates(count: int) -> dict[str, float]:
         with torch.no_grad():
             model(images.contiguous(memory_format=torch.channels_last))
 
-    def scan() -> None:
-        deconvviz.top(model, images, layers=layers, batch_size=count, progress=False)
+    def scan(batches: int) -> float:
+        repeated = images.repeat(batches, 1, 1, 1)
+        return seconds(lambda: deconvviz.top(model, repeated, layers=layers, batch_size=count, progress=False))
 
     forward()
-    scan()
+    scan(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images[:1])
     return {
         "decode": decode,
         "forward": count / min(seconds(forward) for _ in range(3)),
-        "scan": count / min(seconds(scan) for _ in range(3)),
+        # One batch more, without what a scan does once.
+        "scan": 2 * count / (min(scan(4) for _ in range(2)) - min(scan(2) for _ in range(2))),
         "flops": counter.get_total_flops(),
     }
 
@@ -147,10 +150,7 @@ def merging() -> tuple[float, int]:
     model, images = wide(), torch.stack([Generated(32)[i] for i in range(32)])
     opened = open_images(model, images)
     tape, rows = engine.first_pass(model, opened)
-    from deconvviz.topk.accumulator import Strongest
-
-    known = {layer.name: layer for layer in rows}
-    empty = tuple(Strongest(known[f"{i}.1"], 9) for i in range(len(UNITS)))
+    empty = tuple(Strongest(layer, 9) for layer in find_all(rows, LAYERS))
     states = engine.Scan(model, opened, empty, tape, batch_size=16, progress=False).walk().accumulators
     facts, arrays = pack(states)
 
@@ -165,7 +165,7 @@ def merging() -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=16, help="of the forward pass")
-    parser.add_argument("--walk", type=int, default=1500, help="generated images of the shorter simulation")
+    parser.add_argument("--walk", type=int, default=2000, help="generated images of the shorter simulation")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank is not None:

@@ -21,9 +21,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, distributed
 
-if distributed.is_available():
-    from torch.distributed.nn.functional import all_reduce
-
 from .errors import RankError
 
 ARRIVE = 600.0  # seconds that one rank waits for the others to make the same call
@@ -82,8 +79,8 @@ class Team:
         """Return the sum of what the ranks have, on each of them; gradients pass through it."""
         if self.size == 1:
             return numbers
-        group = self.group(numbers.device)
-        return all_reduce(numbers, group=group)
+        total: Tensor = _Sum.apply(numbers, self.group(numbers.device))
+        return total
 
     def group(self, device: torch.device) -> Any:
         """Return the group that carries the numbers of a device: the user's own where gloo would copy them."""
@@ -219,6 +216,21 @@ class Team:
                     f"rank {self.rank} of {self.size}. {_KEPT}"
                 )
             ) from error
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the ranks; each has the gradient of what became of it on all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = numbers.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradients[0], ctx.group), None
 
 
 _KEPT = "What was written before is kept: the same call goes on from there, with any number of ranks."

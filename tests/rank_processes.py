@@ -10,6 +10,7 @@ import pickle
 import sys
 import time
 import traceback
+import warnings
 from multiprocessing import forkserver
 from typing import Any
 
@@ -68,6 +69,7 @@ def _call(there: Any, store: str | None, rank: int, size: int, function: Any, ar
     from torch import distributed
 
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     if store is not None:
         limit = datetime.timedelta(seconds=LIMIT)
         known: Any = {"init_method": f"file://{store}", "rank": rank, "world_size": size, "timeout": limit}

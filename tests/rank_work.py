@@ -19,6 +19,7 @@ from deconvviz import ranks
 from deconvviz.cli.main import main
 from deconvviz.errors import DeconvvizError
 from deconvviz.explorer import report as _report  # noqa: F401  # imported here, not in each process
+from deconvviz.images import Preprocess
 from deconvviz.jobs import draft as _draft
 from deconvviz.occlusion import evidence as _evidence  # noqa: F401
 from deconvviz.optimization import maximize as _maximize  # noqa: F401
@@ -124,7 +125,19 @@ class Mixing(nn.Module):
 def few(rank: int, out: Path) -> Any:
     """Walk 6 images in batches of 4: the third rank has none."""
     mixed = deconvviz.top(Mixing(), IMAGES, layers=["body.1"], batch_size=4, **QUIET)
-    return scans(images=IMAGES[:6]), mixed, deconvviz.maximize(network(), layer="4", units=[1], steps=1, **MADE)
+    made = deconvviz.maximize(network(), layer="4", units=[1], steps=1, **MADE)
+    return scans(images=IMAGES[:6]), mixed, made, damaged(out)
+
+
+def damaged(folder: Path) -> Any:
+    """Scan photos of which two cannot be read, one of them the first."""
+    if not (folder / "photos").exists():
+        write_photos(folder / "photos")
+        for name in ("blue/0.png", "green/3.png"):
+            (folder / "photos" / name).write_bytes(b"no picture")
+    how = Preprocess((16, 16), 16, (0.5,) * 3, (0.5,) * 3)
+    options: dict[str, Any] = {"layers": ["1"], "k": 3, "batch_size": 4, "on_error": "skip", "preprocess": how}
+    return deconvviz.top(network(), str(folder / "photos"), **options, **QUIET)
 
 
 MADE: dict[str, Any] = {"input_size": (16, 16), "progress": False}

@@ -95,11 +95,14 @@ def test_afterwards_ranks_go_on_and_one_may_work_alone(two):
     assert first["after all"] == second["after all"] == first["alone"]
 
 
-def test_a_rank_without_images_and_images_that_see_each_other(tmp_path):
+def test_a_rank_without_images_images_that_see_each_other_and_some_that_cannot_be_read(tmp_path):
+    damaged = rank_work.damaged(tmp_path)
+    assert [number for number, _ in damaged.skipped] == [0, 10]
     found = good(run_ranks(tmp_path, 3, rank_work.few, tmp_path))
     expected = rank_work.scans(images=rank_work.IMAGES[:6])
     mixed = deconvviz.top(rank_work.Mixing(), rank_work.IMAGES, layers=["body.1"], batch_size=4, progress=False)
-    for scans, mix, made in found:
+    for scans, mix, made, skipping in found:
+        assert skipping == damaged
         assert scans["top"] == expected["top"] and scans["nearest"] == expected["nearest"]
         close(scans["response_std"], expected["response_std"])
         assert mix == mixed

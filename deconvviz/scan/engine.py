@@ -222,6 +222,7 @@ class Scan:
         reached = meetings.meet(self._file is not None and self._is_due())
         if reached is None:
             return
+        start = time.monotonic()
         facts, arrays = pack(state.accumulators)
         found, skipped = unpack(self.accumulators, facts, arrays), dict(state.skipped)
 
@@ -235,7 +236,7 @@ class Scan:
         self.team.gather((facts, skipped), arrays, take)
         if self.team.rank == 0:
             self._state = Progress(reached, found, skipped, self._size == 1 < self.batch_size)
-            self._save()
+            self._save(start)
 
     def _measured(
         self, accumulators: Sequence[Accumulator], first: int, batch: Tensor
@@ -330,9 +331,9 @@ class Scan:
         """Say whether the state should be written."""
         return time.monotonic() - self._saved > SAVE_EVERY + 20 * self._cost
 
-    def _save(self) -> None:
-        """Write the state, and note how many seconds that took."""
-        start = time.monotonic()
+    def _save(self, start: float | None = None) -> None:
+        """Write the state, and note how many seconds that took, or all since the `start`."""
+        start = time.monotonic() if start is None else start
         if self._file is not None:
             self._file.write(self._state)
         self._saved = time.monotonic()

@@ -68,7 +68,7 @@ class Evaluation(Result):
 
     @property
     def confusion(self) -> Tensor:
-        """(classes, classes) int64: how many images of a class (row) were taken for each class (column)."""
+        """(C, C) int64: how many images of a class (row) were taken for each class (column)."""
         classes = self.probabilities.shape[1]
         return torch.bincount(self.labels * classes + self.predicted, minlength=classes**2).view(classes, classes)
 

@@ -67,7 +67,6 @@ def whole_batches(model: nn.Module, part: Part, device: torch.device) -> Iterato
                 model,
                 device_ids=ids,
                 process_group=part.team.group(device),
-                broadcast_buffers=False,
                 find_unused_parameters=True,
             )
     finally:
