@@ -7,6 +7,7 @@ from .image_set import ImageSet as ImageSet
 from .opening import Images as Images
 from .opening import open_images as open_images
 from .opening import samples as samples
+from .parts import Keyed as Keyed
 from .photos import PHOTOS as PHOTOS
 from .preprocess import Preprocess as Preprocess
 from .preprocess import preprocess_for as preprocess_for

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -36,25 +38,43 @@ class Files:
         if not isinstance(images, (list, tuple)) or not images or not all(isinstance(i, kinds) for i in images):
             return None
         paths = [i if isinstance(i, Image.Image) else Path(i).expanduser() for i in images]
-        names = [_readable(p) if isinstance(p, Path) else f"image {i}" for i, p in enumerate(paths)]
+        names = [readable(p) if isinstance(p, Path) else f"image {i}" for i, p in enumerate(paths)]
         known = preprocess_for(model, preprocess)
         return ImageSet(cls(paths, names, known), known, names)
 
     @classmethod
     def _of_path(cls, path: Path, preprocess: Preprocess) -> ImageSet:
         if path.is_file():
-            name = _readable(path.name)
+            name = readable(path.name)
             return ImageSet(cls([path], [name], preprocess), preprocess, [name])
+        if not path.exists() and glob.has_magic(str(path)):
+            return cls._of_pattern(path, preprocess)
         if not path.is_dir():
             there = "neither a folder nor a regular file" if path.exists() else "no such file or folder"
             raise ImageError(f"{there}: {path}. Give a folder of images.")
         found = sorted(walk(path), key=lambda p: p.relative_to(path).parts)
         if not found:
             raise ImageError(f"no images: {path} holds no file ending in {', '.join(sorted(SUFFIXES))}.")
-        parts = [[_readable(part) for part in p.relative_to(path).parts] for p in found]
+        return cls._named(found, path, preprocess)
+
+    @classmethod
+    def _named(cls, found: Sequence[Path], root: Path, preprocess: Preprocess) -> ImageSet:
+        """Name files by their path below a folder; the top folder there is the label."""
+        parts = [[readable(part) for part in p.relative_to(root).parts] for p in found]
         names = ["/".join(p) for p in parts]
         labels = [p[0] if len(p) > 1 else "" for p in parts]
         return ImageSet(cls(found, names, preprocess), preprocess, names, labels if any(labels) else None)
+
+    @classmethod
+    def _of_pattern(cls, pattern: Path, preprocess: Preprocess) -> ImageSet:
+        """Take all picture files that a pattern such as "photos/**/*.jpg" finds, in the order of their paths."""
+        plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+        root = Path(*plain)
+        found = [Path(path) for path in glob.glob(str(pattern), recursive=True)]
+        found = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if not found:
+            raise ImageError(f"no images: the pattern {pattern} finds no file ending in {', '.join(sorted(SUFFIXES))}.")
+        return cls._named(sorted(found, key=lambda p: p.relative_to(root).parts), root, preprocess)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,13 +94,13 @@ class Files:
                 opened.load()
                 return self.preprocess(opened)
         except UnreadableImage as error:
-            raise UnreadableImage(f"{_readable(path)}: {error}") from error
+            raise UnreadableImage(f"{readable(path)}: {error}") from error
         except ImageError as error:
-            raise ImageError(f"{_readable(path)}: {error}") from error
+            raise ImageError(f"{readable(path)}: {error}") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             gone = f"it is a link to {os.readlink(path)}, which is not there" if _dangling(path) else error
             raise UnreadableImage(
-                f'cannot read the image {_readable(path)}: {gone}. Repair it or take it away, or pass on_error="skip".'
+                f'cannot read the image {readable(path)}: {gone}. Repair it or take it away, or pass on_error="skip".'
             ) from error
 
     def identity(self) -> Iterator[Any]:
@@ -144,6 +164,6 @@ def _dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _readable(name: str | os.PathLike[str]) -> str:
+def readable(name: str | os.PathLike[str]) -> str:
     """Return a file's name as text that any encoding can take: bytes that are not UTF-8 are written out."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

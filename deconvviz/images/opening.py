@@ -6,23 +6,30 @@ import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from numpy import ndarray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
+from .archives import Shards, Zipped
 from .files import Files
 from .image_set import ImageSet
+from .parts import Keyed
 from .photos import Photos
 from .preprocess import Preprocess
+from .rows import Arrays, Rows
 from .sources import Items, Pictures, Tensors
+from .streams import Streamed
 
 _Picture: TypeAlias = Image.Image | str | os.PathLike[str]
-Images: TypeAlias = Tensor | _Picture | Sequence[_Picture] | Dataset[Any] | DataLoader[Any] | ImageSet | None
+Images: TypeAlias = (
+    Tensor | ndarray | _Picture | Sequence[_Picture] | Dataset[Any] | DataLoader[Any] | Keyed | ImageSet | None
+)
 """What every function takes as `images`, see `open_images`."""
 
 # Each is asked in turn whether it takes what was given: a new kind of input is one source and one name here.
-SOURCES = (Tensors, Items, Photos, Pictures, Files)
+SOURCES = (Tensors, Arrays, Streamed, Rows, Items, Photos, Pictures, Shards, Zipped, Files)
 
 
 def open_images(model: nn.Module, images: Images = None, preprocess: object = None) -> ImageSet:
@@ -41,8 +48,10 @@ def open_images(model: nn.Module, images: Images = None, preprocess: object = No
     Args:
         model: the network that the images are for.
         images: tensor (N, C, H, W), PIL image, list of PIL images or paths, path of a folder (walked
-            recursively, each folder once, in sorted order, the top folder is the label) or of one file,
-            map-style dataset, `DataLoader`, `ImageSet`, or None: the sample photos.
+            recursively, each folder once, in sorted order, the top folder is the label) or of one file, a pattern
+            ("photos/**/*.jpg"), a zip file of pictures, tar shards ("train-{000..127}.tar"), an array (N, H, W, C) of
+            bytes, a dataset of torch or Hugging Face, map-style or iterable, `DataLoader`, `Keyed`, `ImageSet`, or None:
+            the sample photos.
         preprocess: see `preprocess_for`; needed where the model is not known.
 
     Returns:

@@ -43,7 +43,7 @@ class Tensors:
         if not isinstance(images, Tensor):
             return None
         source = cls(check_batch(images.detach(), model))
-        known = _known_or_none(model, preprocess)
+        known = known_or_none(model, preprocess)
         if known is not None:
             _check_range(source.images, known)
             return ImageSet(source, known)
@@ -125,7 +125,7 @@ class Items:
         if len(dataset) == 0:
             raise ImageError(f"no images: {type(dataset).__name__} is empty, expected at least one.")
         collate = _collate(loader) if loader is not None else None
-        source = cls(dataset, _known_or_none(model, preprocess), collate)
+        source = cls(dataset, known_or_none(model, preprocess), collate)
         source.pictures = collate is None and isinstance(source._first(), Image.Image)
         if source.pictures:
             source.preprocess = preprocess_for(model, preprocess)
@@ -232,7 +232,7 @@ def first_of(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _known_or_none(model: nn.Module, preprocess: object) -> Preprocess | None:
+def known_or_none(model: nn.Module, preprocess: object) -> Preprocess | None:
     """Return the model's preprocessing, or None where only the display would have needed it."""
     if preprocess is None:
         unwrapped(model)  # an error of the model is one here too
