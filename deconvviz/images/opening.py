@@ -49,7 +49,7 @@ def open_images(model: nn.Module, images: Images = None, preprocess: object = No
         model: the network that the images are for.
         images: tensor (N, C, H, W), PIL image, list of PIL images or paths, path of a folder (walked
             recursively, each folder once, in sorted order, the top folder is the label) or of one file, a pattern
-            ("photos/**/*.jpg"), a zip file of pictures, tar shards ("train-{000..127}.tar"), an array (N, H, W, C) of
+            (``photos/**/*.jpg``), a zip file of pictures, tar shards (``train-{000..127}.tar``), an array (N, H, W, C) of
             bytes, a dataset of torch or Hugging Face, map-style or iterable, `DataLoader`, `Keyed`, `ImageSet`, or None:
             the sample photos.
         preprocess: see `preprocess_for`; needed where the model is not known.

@@ -1,0 +1,97 @@
+"""The scripts of the page on what users bring: short, they run, and their numbers are those of plain torch."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parent.parent / "docs" / "scripts"
+
+
+def run(name):
+    return runpy.run_path(str(SCRIPTS / f"{name}.py"))
+
+
+def covered(image, row, col, size):
+    image = image.clone()
+    image[..., row : row + size, col : col + size] = 0.5  # the middle between black and white
+    return image
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_is_short(path):
+    code = [line for line in path.read_text().split('"""', 2)[2].splitlines() if line.strip()]
+    usual = 1 + next(i for i, line in enumerate(code) if "import deconvviz" in line)
+    shown = [line for line in code[usual:] if not line.startswith(("#", "class", " ", "from"))]
+    assert len(shown) <= 15
+    assert f"scripts/{path.name}" in (SCRIPTS.parent / "bring.rst").read_text()
+
+
+def test_a_hugging_face_resnet_on_a_hugging_face_dataset():
+    pytest.importorskip("transformers")
+    pytest.importorskip("datasets")
+    made = run("hugging_face")
+    model, processor, best = made["model"], made["processor"], made["best"]
+    pixels = processor(images=[row["image"] for row in made["data"]], return_tensors="pt")["pixel_values"]
+    caught = {}
+    name = best.tops[0].name
+    model.get_submodule(name).register_forward_hook(lambda m, i, output: caught.update(output=output))
+    with torch.no_grad():
+        model(pixels)
+    expected = caught["output"].amax((2, 3)).T.sort(1, descending=True)
+    assert torch.allclose(best.tops[0].values, expected.values[:, :3], rtol=0, atol=1e-4)
+    alive = expected.values[:, 2] > 1e-3
+    assert torch.equal(best.tops[0].image_ids[alive], expected.indices[alive, :3])
+    flat = caught["output"].flatten(1).double()
+    order = (flat - flat[0]).square().sum(1).argsort()[1:3]
+    assert made["near"].image_ids[0].tolist() == order.tolist()
+    assert made["near"].names[0] == tuple(("cat", "dog")[i % 2] for i in order.tolist())
+
+
+def test_a_detections_score():
+    made = run("detector")
+    model, images, result = made["model"], made["images"], made["result"]
+    for i, row in enumerate(result.rows.tolist()):
+        for j, col in enumerate(result.cols.tolist()):
+            with torch.no_grad():
+                expected = float(made["score"](model([covered(images[0], row, col, 32)]))[0])
+            assert float(result.logit[i, j]) == pytest.approx(expected, abs=1e-5)
+    assert made["regions"].shape == (2, 2, 4)
+
+
+def test_two_inputs():
+    made = run("two_inputs")
+    model, images, result, best = made["model"], made["images"], made["result"], made["best"]
+    assert result.method == "incremental"
+    gray = result.fill
+    for i, row in enumerate(result.rows.tolist()):
+        for j, col in enumerate(result.cols.tolist()):
+            image = images[:1].clone()
+            image[..., row : row + 8, col : col + 8] = gray[:, row : row + 8, col : col + 8]
+            with torch.no_grad():
+                expected = float(model(image, made["age"])["scores"][0, 2])
+            assert float(result.logit[i, j]) == pytest.approx(expected, abs=1e-5)
+    with torch.no_grad():
+        values = model.maps(images).relu().amax((2, 3)).T.sort(1, descending=True).values[:, :2]
+    assert torch.allclose(best[1].values, values, rtol=0, atol=1e-5)
+
+
+def test_a_transformers_blocks():
+    made = run("transformer")
+    model, images, best, evidence = made["model"], made["images"], made["best"], made["evidence"]
+    caught = {}
+    model.encoder.layers[2].register_forward_hook(lambda m, i, output: caught.update(output=output))
+    with torch.no_grad():
+        model(images)
+        tokens = caught["output"]
+        assert torch.allclose(best[3].values[:, 0], tokens[:, 1:].amax((0, 1)), rtol=0, atol=1e-5)
+        assert torch.allclose(best.tops[1].values[:, 0], tokens[:, 0].amax(0), rtol=0, atol=1e-5)
+        image, (row, col) = int(evidence.image_ids[1, 0]), evidence.positions[1, 0].tolist()
+        for i in range(2):
+            for j in range(2):
+                hidden = images[image : image + 1].clone()
+                hidden[..., 16 * i : 16 * i + 16, 16 * j : 16 * j + 16] = 0
+                model(hidden)
+                drop = tokens[image, 1 + 4 * row + col, 5] - caught["output"][0, 1 + 4 * row + col, 5]
+                assert float(evidence.maps[1, 0, i, j]) == pytest.approx(float(drop), abs=1e-5)
