@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError, OptionError, UnreadableImage
 from .preprocess import Preprocess
+from .spent import Spent, reading
 
 
 class Source(Protocol):
@@ -48,6 +49,7 @@ class ImageSet:
         origins: one key per image: the photo, file or video that it is a part of; its name where nothing is known.
         preprocess: what brought the images into the model's input space.
         batch_size, workers: what a given `DataLoader` asks for, or None and 0.
+        spent: how long reading in batches took so far, and the preprocessing's share; of all workers added up.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ImageSet:
         self.origins = list(origins) if origins is not None else self.names
         self.batch_size: int | None = None
         self.workers = 0
+        self.spent = Spent()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -130,7 +133,8 @@ class ImageSet:
         device = torch.device(device or "cpu")
         reader = _Reader(self._source, skipped is not None)
         loaded = _in_processes(reader, ids, workers, device.type == "cuda") if workers else map(reader.read, ids)
-        for chunk, (images, bad) in zip(ids, loaded, strict=True):
+        for chunk, (images, bad, spent) in zip(ids, loaded, strict=True):
+            self.spent = self.spent.plus(spent)
             if skipped is not None:
                 skipped.update(bad)
             taken = 0
@@ -151,12 +155,17 @@ class ImageSet:
 
 
 class _Reader(Dataset[Any]):
-    """Reads lists of ids, here or in a worker process: (images, what could not be read by id)."""
+    """Reads lists of ids, here or in a worker process: (images, what could not be read by id, what it took)."""
 
     def __init__(self, source: Source, skip: bool) -> None:
         self.source, self.skip = source, skip
 
-    def read(self, ids: list[int]) -> tuple[Tensor, dict[int, str]]:
+    def read(self, ids: list[int]) -> tuple[Tensor, dict[int, str], Spent]:
+        with reading(len(ids)) as spent:
+            images, bad = self._read(ids)
+        return images, bad, spent[0]
+
+    def _read(self, ids: list[int]) -> tuple[Tensor, dict[int, str]]:
         try:
             return self.source[ids], {}
         except UnreadableImage:
@@ -181,7 +190,7 @@ class _Reader(Dataset[Any]):
 
 def _in_processes(
     reader: _Reader, ids: list[list[int]], workers: int, pin: bool
-) -> Iterator[tuple[Tensor, dict[int, str]]]:
+) -> Iterator[tuple[Tensor, dict[int, str], Spent]]:
     # The loader draws a seed for its workers: a generator of its own leaves the global random state
     # alone.
     quiet = torch.Generator().manual_seed(0)

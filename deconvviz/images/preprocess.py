@@ -22,6 +22,7 @@ from ..tape.arguments import bound
 from ..tape.operations import Op, Tape
 from ..tape.record import Stop, record
 from .inverse import Inverse, measured
+from .spent import transforming
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 _MOST_PIXELS = 1 << 26  # of a resized picture: beyond it memory runs out before anybody sees why
@@ -78,6 +79,12 @@ class Preprocess:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the network's input (C, H, W) for one PIL image."""
+        if isinstance(picture, Image.Image):
+            picture.load()  # decoded here, so that the time it takes is none of the preprocessing's
+        with transforming():
+            return self._made(picture)
+
+    def _made(self, picture: Image.Image) -> Tensor:
         if self.transform is not None:
             return self._transformed(picture)
         gray = self.mean is not None and len(self.mean) == 1
@@ -243,16 +250,23 @@ def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> t
     """Return (channels, height, width) of a model's input from a side, (height, width), all three, or what is known."""
     check_module(model)
     if size is None:
-        configured = getattr(getattr(model, "config", None), "image_size", None)  # of a Hugging Face model
         try:
-            size = preprocess_for(model).size or configured or 224
+            size = preprocess_for(model).size or configured_size(model) or 224
         except ImageError:
-            size = configured or 224
+            size = configured_size(model) or 224
     sides: list[Any] = [size, size] if is_whole(size) else list(size) if isinstance(size, Iterable) else []
     if len(sides) not in (2, 3) or not all(is_whole(side) and side > 0 for side in sides):
         raise LayerError(f"input_size must be a side, (height, width) or (channels, height, width), got {size!r}.")
     *channels, height, width = map(int, sides)
     return channels[0] if channels else _channels_read(model, height, width), height, width
+
+
+def configured_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the (height, width) that the configuration of a Hugging Face model states, if it does."""
+    size = getattr(getattr(unwrapped(model), "config", None), "image_size", None)
+    if is_whole(size):
+        return int(size), int(size)
+    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) and len(size) == 2 else None
 
 
 def _channels_read(model: nn.Module, height: int, width: int) -> int:

@@ -31,6 +31,7 @@ from ..rules.table import Saving
 from ..tape.operations import Tape
 from ..tape.record import dislikes_order, record
 from .accumulator import Accumulator, Flaw
+from .clock import Clock
 from .meetings import Meetings
 from .state import Progress, StateFile, pack, unpack
 
@@ -175,8 +176,9 @@ class Scan:
         # An error that somebody keeps would keep the workers, too, unless they are closed.
         turn = self.team.rank, self.team.size
         walk = self.images.batches(self.batch_size, state.count, self.workers, self.device, self.dtype, skipped, turn)
+        clock, before = Clock(), self.images.spent
         with bar, contextlib.closing(walk) as batches:  # type: ignore[type-var]
-            for first, batch in batches:
+            for first, batch in clock.watched(batches):
                 while meetings.due(first):
                     self._meet(meetings, state)
                 done = 0
@@ -189,7 +191,9 @@ class Scan:
                     count = first + done
                     state = Progress(count, measured, dict(skipped or {}), self._size == 1 < self.batch_size)
                     yield state
+                    bar.set_postfix_str(clock.note(self.images.spent, self.workers), refresh=False)
                     bar.update(meetings.reached(count) - bar.n)
+            clock.report(self.name, self.images.spent.minus(before), bar.n, self.workers)
             if self.team.size > 1:
                 state = dataclasses.replace(state, skipped=dict(skipped or {}))
                 while not meetings.over:

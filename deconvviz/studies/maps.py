@@ -193,10 +193,10 @@ def maps(
     Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, section III.C, shows LeNet-5
     in this way.
     """
-    model = called(model, call)
     if image is None:
         raise ImageError("no image: give a tensor, a PIL image or a path.")
     given = image.detach()[None] if isinstance(image, Tensor) and image.dim() == 3 else image
+    model = called(model, call)
     opened = open_images(model, given, preprocess)
     if len(opened) != 1:
         raise ImageError(f"maps shows one image, got {len(opened)}. Give one of them.")

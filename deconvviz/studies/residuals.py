@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..errors import LayerError
 from ..images import Images, open_images
 from ..model.table import Layer, maker_of
@@ -87,6 +88,7 @@ def residual_share(
     *,
     batch_size: int | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     on_error: str = "raise",
@@ -111,6 +113,7 @@ def residual_share(
         images: (N, C, H, W) in the model's input space, pictures, a folder, a dataset, or None: the sample photos.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         workers: Processes that decode files.
         out: Path of a file that keeps the pass while it runs, to go on from after a stop, and at the end its result.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
@@ -126,6 +129,7 @@ def residual_share(
     Source: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016, section 2; "Deep Residual Learning for
         Image Recognition", CVPR 2016, section 4.2 and Fig. 7.
     """
+    model = called(model, call)
     opened = open_images(model, images, preprocess)
     tape, rows = first_pass(model, opened, on_error)
     sums = _additions(tape, rows)
