@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ImageError, OptionError
 from ..guard import unwrapped
 from ..images.opening import open_images
-from ..images.preprocess import Preprocess, preprocess_for
+from ..images.preprocess import Preprocess, configured_size, preprocess_for
 from ..images.preprocess import input_size as find_input_size
 
 
@@ -31,12 +31,12 @@ def pixels_of(model: nn.Module, preprocess: Any) -> Preprocess | None:
 def size_of(model: nn.Module, known: Preprocess | None, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
     """Return (channels, height, width) of the images to make: as asked, else the model's own."""
     if size is None:
-        if known is None or not known.size:
+        size = (known.size if known is not None else None) or configured_size(model)
+        if size is None:
             raise OptionError(
                 f"how large the images of this {type(unwrapped(model)).__name__} are is not known. Give input_size=224, "
                 "or the side that it was trained with."
             )
-        size = known.size
     return find_input_size(model, size)
 
 
