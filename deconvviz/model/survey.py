@@ -16,7 +16,7 @@ from ..calls.detectors import is_detector
 from ..errors import ForwardError, ImageError, LayerError, ModelError
 from ..guard import check_weights, placement, untouched
 from ..images.preprocess import input_size as find_input_size
-from ..rules.kinds import BETWEEN_CONV_AND_RELU, LAYERS, NUMBERED, Kind
+from ..rules.kinds import ACTIVATIONS, BETWEEN_CONV_AND_RELU, LAYERS, NUMBERED, WEIGHTED, Kind
 from ..rules.table import Saving, kind_of, reach_all
 from ..tape.operations import Op, Tape
 from ..tape.receptive_field import Reach
@@ -236,8 +236,11 @@ def _names(tape: Tape, numbers: Collection[int]) -> dict[str, int]:
         total[path] = total.get(path, 0) + 1
     named = {path if total[path] == 1 else f"{path}#{n}": value for (path, n), value in tape.calls.items()}
     returned = {value for name, value in named.items() if "[" not in name}
+    readers = tape.consumers()
     # What has a number has a name, too.
-    loose = [op for op in tape.ops if op.outputs[0] not in returned and (_shown(op) or op.outputs[0] in numbers)]
+    loose = [
+        op for op in tape.ops if op.outputs[0] not in returned and (_shown(op, readers) or op.outputs[0] in numbers)
+    ]
     count: dict[str, int] = {}
     for op in loose:
         path = f"{op.module}:{op.short}"
@@ -250,8 +253,8 @@ def _names(tape: Tape, numbers: Collection[int]) -> dict[str, int]:
     return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
-def _shown(op: Op) -> bool:
-    return kind_of(op) in LAYERS
+def _shown(op: Op, readers: Mapping[int, Sequence[Op]]) -> bool:
+    return kind_of(op) in LAYERS and not _makes_a_gate(op, readers)
 
 
 def _kind(tape: Tape, value: int) -> str:
@@ -279,16 +282,29 @@ def _numbers(tape: Tape, reaches: dict[int, Reach], network: nn.Module) -> dict[
         return {_response(op, tape): n for n, op in enumerate(convolutions, 1)}
     last: dict[int, int] = {}
     activations: set[int] = set()
+    readers = tape.consumers()
     for op in ops:
         reach, kind = reaches[op.outputs[0]], kind_of(op)
         # An Inception or Fire module's activations are all its branches', side by side.
         joined = kind is Kind.CONCATENATION and activations.issuperset(op.inputs)
-        if reach.dims is None or not (kind in NUMBERED or joined):
+        if reach.dims is None or not (kind in NUMBERED or joined) or _makes_a_gate(op, readers):
             continue
         activations.add(op.outputs[0])
         if not reach.sized:  # else another image size would give it another number
             last[reach.rows.stride] = op.outputs[0]
     return {last[stride]: n for n, stride in enumerate(sorted(last), 1)}
+
+
+def _makes_a_gate(op: Op, readers: Mapping[int, Sequence[Op]]) -> bool:
+    """Whether a squashing's result goes into a product of two: it weighs, and is no response."""
+    if kind_of(op) is not Kind.SQUASHING:
+        return False
+    value = op.outputs[0]
+    while len(readers.get(value, ())) == 1 and len(readers[value][0].inputs) == 1:  # moved, resized, scaled
+        if kind_of(readers[value][0]) in (*WEIGHTED, *NUMBERED):
+            return False
+        value = readers[value][0].outputs[0]
+    return any(kind_of(reader) is Kind.PRODUCT and len(reader.inputs) == 2 for reader in readers.get(value, ()))
 
 
 def _after_global_pool(reach: Reach) -> bool:
@@ -303,7 +319,7 @@ def _response(op: Op, tape: Tape) -> int:
     while True:
         readers = consumers.get(value, [])
         kind = kind_of(readers[0]) if len(readers) == 1 and len(readers[0].inputs) == 1 else None
-        if kind is Kind.RECTIFIER:
+        if kind in ACTIVATIONS and not _makes_a_gate(readers[0], consumers):
             return readers[0].outputs[0]
         if kind not in BETWEEN_CONV_AND_RELU:
             return value

@@ -17,7 +17,7 @@ from ..model.output import ASK
 from ..model.survey import describe
 from ..model.table import Layer, find
 from ..rules import table as rules
-from ..rules.kinds import Kind
+from ..rules.kinds import ACTIVATIONS, Kind
 from ..tape.operations import Op, Tape
 from ..tape.record import record
 from .pictures import shape_of
@@ -135,9 +135,9 @@ def _before(tape: Tape, value: int) -> tuple[tuple[int, ...], int]:
         maker = made.get(value)
     if maker is not None and _kind(maker) is Kind.CONCATENATION:
         parts = [made.get(part) for part in maker.inputs]
-        if all(part is not None and _kind(part) is Kind.RECTIFIER and len(part.inputs) == 1 for part in parts):
+        if all(part is not None and _kind(part) in ACTIVATIONS and len(part.inputs) == 1 for part in parts):
             return tuple(part.inputs[0] for part in parts if part is not None), _joined_along(maker)
-    if maker is not None and _kind(maker) is Kind.RECTIFIER and len(maker.inputs) == 1:
+    if maker is not None and _kind(maker) in ACTIVATIONS and len(maker.inputs) == 1:
         return (maker.inputs[0],), 1
     return (value,), 1
 

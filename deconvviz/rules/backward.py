@@ -178,6 +178,14 @@ def gate(op: Op, signals: Signals, walk: Walk) -> Signals:
     return through
 
 
+def to_larger(op: Op, signals: Signals, walk: Walk) -> Signals:
+    """Give each position's signal to the operand that was larger there, of equal ones to the first."""
+    (signal,) = present(signals)
+    assert op.saved.gate is not None
+    first = signal.data * walk.items.part(op.saved.gate, signal)
+    return [Signal(first, signal.grid), Signal(signal.data - first, signal.grid)]
+
+
 def to_all(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Give the signal of a sum to every summand."""
     (signal,) = present(signals)

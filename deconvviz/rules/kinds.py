@@ -14,6 +14,8 @@ class Kind(str, enum.Enum):
     CONVOLUTION = "convolution"
     LINEAR = "linear"
     RECTIFIER = "rectifier"
+    SQUASHING = "squashing"
+    MAXOUT = "maxout"
     MAX_POOL = "max-pool"
     AVERAGE_POOL = "average pool"
     NORMALIZATION = "normalization"
@@ -32,12 +34,14 @@ class Kind(str, enum.Enum):
 BETWEEN_CONV_AND_RELU = frozenset({Kind.NORMALIZATION, Kind.IDENTITY, Kind.PRODUCT, Kind.SUM})
 # What may stand between the images and the convolution that reads them.
 BEFORE_THE_FIRST_CONV = frozenset({Kind.VIEW, Kind.IDENTITY, Kind.NORMALIZATION, Kind.PRODUCT, Kind.SUM, Kind.BORDER})
-# Deep networks are numbered by these.
-NUMBERED = frozenset({Kind.RECTIFIER})
+# What makes the response of the convolution before it.
+ACTIVATIONS = frozenset({Kind.RECTIFIER, Kind.SQUASHING})
+# Deep networks are numbered by these; a squashing that makes a gate does not count.
+NUMBERED = frozenset({Kind.RECTIFIER, Kind.SQUASHING, Kind.MAXOUT})
 # Operations that are layers by themselves, whether or not a module returns what they make.
-LAYERS = frozenset({Kind.RECTIFIER, Kind.CONVOLUTION, Kind.MAX_POOL, Kind.AVERAGE_POOL, Kind.SUM})
+LAYERS = NUMBERED | {Kind.CONVOLUTION, Kind.MAX_POOL, Kind.AVERAGE_POOL, Kind.SUM}
 # What the audit lists.
-AUDITED = frozenset({Kind.RECTIFIER, Kind.MAX_POOL, Kind.AVERAGE_POOL, Kind.NORMALIZATION, Kind.PRODUCT})
+AUDITED = NUMBERED | {Kind.MAX_POOL, Kind.AVERAGE_POOL, Kind.NORMALIZATION, Kind.PRODUCT}
 # Their inputs are what a classifier computes its classes from.
 WEIGHTED = frozenset({Kind.CONVOLUTION, Kind.LINEAR})
 # Maps that a class activation map can be made of.

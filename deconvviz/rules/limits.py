@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from ..tape.arguments import bound, constant_factor, first_operand, plain_sum
@@ -24,6 +27,29 @@ def refuse_clamp(op: Op) -> str | None:
     if op.short == "threshold" and p["value"] != 0:
         return f"it puts {p['value']} in place of what it cuts, so it is no rectifier"
     return one_input(op)
+
+
+def refuse_maximum(op: Op) -> str | None:
+    """Both operands must depend on the images and have one size: units compete for each position."""
+    if len(op.inputs) != 2:
+        return "its second operand is a constant, so it is no maxout; write it as a clamp"
+    return None if op.saved.gate is not None else "its operands are of different sizes"
+
+
+def refuse_lp_pool(op: Op) -> str | None:
+    """The norm must have a derivative."""
+    power = bound(op)["norm_type"]
+    return one_input(op) if 1 <= power < math.inf else f"its norm is {power}"
+
+
+def refuse_regions(op: Op) -> str | None:
+    """There must be one region for each image, in their order: else responses are not those of images."""
+    regions = bound(op)["rois"]
+    if len(op.inputs) != 1 or not isinstance(regions, Tensor):
+        return "its regions depend on the images"
+    if not torch.equal(regions[:, 0].cpu(), torch.arange(len(regions), dtype=regions.dtype)):
+        return "it has not one region for each image, in their order"
+    return None
 
 
 def refuse_norm(op: Op) -> str | None:

@@ -156,6 +156,11 @@ def adapt(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     return [replace(r, sized=True) for r in found]
 
 
+def regions(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
+    """Regions of interest: where each lies is not followed, its positions may see everything."""
+    return _on_maps(op, reaches, tape)
+
+
 def resample(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     """Interpolation: run it on one line of ones at a time and see where it goes."""
     shape = tape.shapes[op.inputs[0]]

@@ -29,6 +29,19 @@ def slope(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callab
     return run()
 
 
+def input_itself(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+    """Save what went in."""
+    op.saved.at = [tensors[0].detach().clone()]
+    return run()
+
+
+def larger(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
+    """Save where the first of two operands is not the smaller one."""
+    if len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+        op.saved.gate = (tensors[0] >= tensors[1]).to(tensors[0].dtype)
+    return run()
+
+
 def after_rectifier(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
     """Note whether a power is one of a rectifier's result."""
     makers = tape.producer()

@@ -74,7 +74,7 @@ class Saving:
         """Run `op`."""
         rule = RULES.get(op.short)
         # A product's gate is found by saving it; a cast is judged by its result.
-        late = op.short in ("mul", "div", "pow", "square", "to", "type", "type_as")
+        late = op.short in ("mul", "div", "pow", "square", "to", "type", "type_as", "maximum", "fmax")
         refused = rule is None or (not late and rule.refuse(op) is not None)
         op.saved.own = self._takes_gradient(op, rule, refused)
         if op.saved.own or (self.allow_gradient and (refused or late)):
@@ -126,8 +126,8 @@ def kind_of(op: Op) -> Kind | None:
 # These have no rule, but each element is made of the one in its place.
 _ELEMENTWISE = frozenset(
     (
-        "sigmoid hardsigmoid logsigmoid softsign hardshrink softshrink tanhshrink exp expm1 log log1p sqrt rsqrt "
-        "reciprocal abs square sin cos erf sign floor ceil round clamp_max minimum maximum"
+        "hardsigmoid logsigmoid softsign hardshrink softshrink tanhshrink exp expm1 log log1p sqrt rsqrt "
+        "reciprocal abs square sin cos erf sign floor ceil round clamp_max minimum"
     ).split()
 )
 
@@ -201,6 +201,38 @@ _POWER = replace(_SMOOTH, save=saving.after_rectifier, refuse=limits.refuse_powe
 _SQUASH = replace(
     _RECTIFIER, note="passed through: its activations have both signs", back=windows.unsquash, exact=False
 )
+_LOGISTIC = replace(
+    _RECTIFIER, kind=Kind.SQUASHING, note="max(signal, 0): its activations are never negative", exact=False
+)
+_MAXOUT = Rule(
+    kind=Kind.MAXOUT,
+    note="to the larger operand",
+    back=windows.to_larger,
+    local=limits.is_nchw,
+    reach=reach.same,
+    save=saving.larger,
+    refuse=limits.refuse_maximum,
+    exact=False,
+)
+_LP_POOL = Rule(
+    kind=Kind.AVERAGE_POOL,
+    note="each its share of the norm: the pool's derivative",
+    back=whole.unpool_norm,
+    reach=reach.slide,
+    save=saving.input_itself,
+    refuse=limits.refuse_lp_pool,
+    exact=False,
+)
+_REGION_POOL = Rule(
+    kind=Kind.MAX_POOL,
+    note="unpooled by the switches; overlaps add",
+    back=whole.unpool_regions,
+    reach=reach.regions,
+    save=saving.input_itself,
+    refuse=limits.refuse_regions,
+    exact=False,
+)
+_REGION_ALIGN = replace(_REGION_POOL, kind=Kind.AVERAGE_POOL, note="transposed")
 _CONVOLUTION = Rule(
     kind=Kind.CONVOLUTION,
     note="the transposed convolution, without bias",
@@ -353,6 +385,11 @@ _BY_RULE: tuple[tuple[str, Rule], ...] = (
     ("leaky_relu prelu rrelu elu selu celu silu gelu hardswish mish softplus", _SMOOTH),
     ("pow square", _POWER),
     ("tanh", _SQUASH),
+    ("sigmoid expit", _LOGISTIC),
+    ("maximum fmax", _MAXOUT),
+    ("lp_pool2d", _LP_POOL),
+    ("roi_pool", _REGION_POOL),
+    ("roi_align", _REGION_ALIGN),
     ("conv2d", _CONVOLUTION),
     ("max_pool2d max_pool2d_with_indices", _MAX_POOL),
     ("adaptive_max_pool2d adaptive_max_pool2d_with_indices", _ADAPTIVE_MAX_POOL),

@@ -48,6 +48,9 @@ _PARAMETERS = {
         "count_include_pad",
         "divisor_override",
     ),
+    "lp_pool2d": ("input", "norm_type", "kernel_size", "stride", "ceil_mode"),
+    "roi_pool": ("input", "rois", "spatial_scale", "pooled_height", "pooled_width"),
+    "roi_align": (*("input", "rois", "spatial_scale", "pooled_height", "pooled_width", "sampling_ratio", "aligned"),),
     "batch_norm": (
         "input",
         "running_mean",
@@ -138,9 +141,10 @@ def bound(op: Op) -> dict[str, Any]:
     short = op.short
     names = _PARAMETERS[_kind(op)]
     keywords = {_NUMPY.get(name, name): value for name, value in op.kwargs.items()}
-    given = {**_DEFAULTS, **dict(zip(names, op.args, strict=False)), **keywords}
+    named = {**dict(zip(names, op.args, strict=False)), **keywords}
+    given = {**_DEFAULTS, **named}
     if "pool2d" in short and "kernel_size" in given:
-        stride = given["stride"] if len(op.args) > 2 or "stride" in op.kwargs else None
+        stride = named.get("stride")
         given["stride"] = given["kernel_size"] if stride is None or stride == [] else stride
     for name in ("kernel_size", "stride", "padding", "dilation"):
         if name in given and not isinstance(given[name], str):

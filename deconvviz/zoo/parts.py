@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
+
+from ..errors import OptionError
 
 SMALL_DEVIATIONS = (
     "64-pixel input; 64, 160, 256, 256 and 192 filters instead of 96, 256, 384, 384 and 256.",
@@ -14,12 +16,43 @@ SMALL_DEVIATIONS = (
 )
 
 
+ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+def activations(name: str) -> Callable[[], nn.Module]:
+    """Return what makes the activations of a name: "relu", the papers' own, "tanh" or "sigmoid", to compare with.
+
+    Raises:
+        OptionError: There is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise OptionError(f"activation={name!r}: expected {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def pool(overlap: bool) -> nn.Module:
+    """Make a max-pool that halves a map: windows of 3 that overlap, as the papers', or of 2 side by side."""
+    return nn.MaxPool2d(3, 2, ceil_mode=True) if overlap else nn.MaxPool2d(2, 2, ceil_mode=True)
+
+
+def response_norm() -> nn.Module:
+    """Make AlexNet's response normalization."""
+    # Torch divides alpha by the size, the papers do not: 5e-4 here is their 1e-4.
+    return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+
+
 def network(features: Iterable[nn.Module], classifier: Iterable[nn.Module]) -> nn.Sequential:
     """Chain the two parts, so that modules are called "features.0" and "classifier.2"."""
     return nn.Sequential(OrderedDict(features=nn.Sequential(*features), classifier=nn.Sequential(*classifier)))
 
 
-def classifier(pixels: int, hidden: tuple[int, ...], num_classes: int, dropout: float) -> list[nn.Module]:
+def classifier(
+    pixels: int,
+    hidden: tuple[int, ...],
+    num_classes: int,
+    dropout: float,
+    act: Callable[[], nn.Module] = ACTIVATIONS["relu"],
+) -> list[nn.Module]:
     """Fully connected layers over `pixels` values, a dropout before each but for the last of several.
 
     The papers drop out the input of their two hidden layers; with one hidden layer, so is its output.
@@ -27,7 +60,7 @@ def classifier(pixels: int, hidden: tuple[int, ...], num_classes: int, dropout: 
     modules: list[nn.Module] = [nn.Flatten()]
     width = pixels
     for size in hidden:
-        modules += [nn.Dropout(dropout), nn.Linear(width, size), nn.ReLU(inplace=True)]
+        modules += [nn.Dropout(dropout), nn.Linear(width, size), act()]
         width = size
     if len(hidden) == 1:
         modules.append(nn.Dropout(dropout))

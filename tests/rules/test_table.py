@@ -239,3 +239,139 @@ def test_tanh_passes_the_signal_and_the_gradient_rules_take_its_slope():
         ours = deconvviz.deconv(model, images, rule=rule, **options)
         assert close(ours, F.conv_transpose2d(signal, first.weight), 1e-9), rule
     assert "both signs" in next(row.rule for row in deconvviz.audit(model, images) if row.operation == "torch.tanh")
+
+
+def backward(model, images, until, unit, position):
+    """Return an activation's own gradient, times the activation."""
+    x = images.clone().requires_grad_()
+    value = model[:until](x)[:, unit, position[0], position[1]]
+    return torch.autograd.grad((value**2).sum() / 2, x)[0]
+
+
+def test_a_sigmoid_rectifies_the_signal_and_the_gradient_rules_take_its_slope():
+    torch.manual_seed(3)
+    first, second = nn.Conv2d(2, 3, 3).double(), nn.Conv2d(3, 2, 3).double()
+    model = nn.Sequential(first, nn.Sigmoid(), second).eval().requires_grad_(False)
+    images = torch.randn(2, 2, 9, 9, dtype=torch.float64)
+    options = {"layer": "2", "unit": 1, "position": (2, 3)}
+    seed = torch.zeros(2, 2, 5, 5, dtype=torch.float64)
+    seed[:, 1, 2, 3] = model(images)[:, 1, 2, 3]
+    above = F.conv_transpose2d(seed, second.weight)
+    slope = first(images).sigmoid() * (1 - first(images).sigmoid())
+    expected = {"deconvnet": above.clamp_min(0), "backprop": above * slope, "guided": above.clamp_min(0) * slope}
+    for rule, signal in expected.items():
+        ours = deconvviz.deconv(model, images, rule=rule, **options)
+        assert close(ours, F.conv_transpose2d(signal, first.weight), 1e-9), rule
+    (row,) = (row for row in deconvviz.audit(model, images) if row.operation.endswith("sigmoid"))
+    assert (row.kind, row.status) == ("squashing", "extension")
+
+
+def test_sigmoids_are_layers_where_they_make_no_gate():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(
+                [nn.Conv2d(3, 4, 3, stride=2, padding=1), *(nn.Conv2d(4, 4, 1) for _ in range(9))]
+            )
+
+        def forward(self, x):
+            x = self.convs[0](x).relu()
+            for conv in self.convs[1:]:
+                x = x * torch.sigmoid(conv(x))  # after the last activation
+            return x
+
+    few = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3), nn.Sigmoid())
+    assert [row.name for row in deconvviz.layers(few, 16).numbered] == ["1", "3"]
+    many = nn.Sequential(
+        *(
+            m
+            for n in range(9)
+            for m in (nn.Conv2d(3 if n == 0 else 4, 4, 3, stride=1 + (n == 4), padding=1), nn.Sigmoid())
+        )
+    )
+    assert [row.name for row in deconvviz.layers(many, 16).numbered] == ["7", "17"]
+    assert [row.name for row in deconvviz.layers(Gated(), 16).numbered] == [":relu"]
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_an_lp_pool_gives_each_input_its_share(power, ceil_mode):
+    torch.manual_seed(power)
+    pool = nn.LPPool2d(power, (2, 3), stride=(2, 2), ceil_mode=ceil_mode)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Softplus(), pool, nn.Identity()).double().requires_grad_(False)
+    images = torch.randn(3, 2, 9, 10, dtype=torch.float64)
+    for position in ((0, 0), (3, 3)):
+        ours = deconvviz.deconv(model, images, layer="2", unit=1, position=position, rule="backprop")
+        assert close(ours, backward(model, images, 3, 1, position), 1e-9)
+    # The deconvnet's way differs at the rectifier alone; the shares times the inputs are the pool's result.
+    found = deconvviz.deconv(model[2:], images[:, :1].relu(), layer="0", unit=0, position=(1, 1))
+    value = pool(images[:, :1].relu())[:, 0, 1, 1]
+    total = (found * images[:, :1].relu()).sum((1, 2, 3))
+    assert torch.allclose(total, value**2, rtol=1e-9)
+    assert (
+        deconvviz.deconv(model[2:], torch.zeros(1, 1, 9, 10).double(), layer="0", unit=0, position=(1, 1)).eq(0).all()
+    )
+    strided = F.lp_pool2d(images, 2.0, 3)  # no stride is the kernel's
+    assert strided.shape[-1] == 3
+    net = Bare(lambda x: F.lp_pool2d(x, 2.0, 3))
+    assert deconvviz.layers(net, (2, 9, 10))[-1:] is not None
+
+
+class Bare(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.last, self.way = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 3, 1), way
+
+    def forward(self, x):
+        return self.last(self.way(self.conv(x)))
+
+
+def test_a_maxout_gives_the_signal_to_the_larger_operand():
+    torch.manual_seed(0)
+    model = Bare(lambda x: torch.maximum(x[:, :2], x[:, 2:])).double().requires_grad_(False)
+    images = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    x = images.clone().requires_grad_()
+    value = model(x)[:, 1, 3, 4]
+    (expected,) = torch.autograd.grad((value**2).sum() / 2, x)
+    for rule in ("deconvnet", "guided", "backprop"):  # there is no rectifier
+        assert close(deconvviz.deconv(model, images, layer="last", unit=1, position=(3, 4), rule=rule), expected, 1e-9)
+    whole = deconvviz.deconv(model, images, layer="last", unit=1, position=(0, 0))
+    tied = Bare(lambda x: torch.maximum(x, x.clone())[:, :2]).double().requires_grad_(False)
+    alone = Bare(lambda x: x[:, :2]).double().requires_grad_(False)
+    alone.load_state_dict(tied.state_dict())
+    both = [deconvviz.deconv(m, images, layer="last", unit=0, position=(0, 0)) for m in (tied, alone)]
+    assert close(*both, 1e-12) and whole.any()  # of equal ones it is the first's
+    wide = Bare(lambda x: torch.maximum(x, x.mean(1, keepdim=True))[:, :2]).double()
+    with pytest.raises(deconvviz.UnsupportedOp, match="its operands are of different sizes"):
+        deconvviz.deconv(wide, images, layer="last", unit=0)
+
+
+@pytest.mark.parametrize("function", [torchvision.ops.roi_pool, torchvision.ops.roi_align], ids=["pool", "align"])
+def test_regions_of_interest_carry_back_through_each_image_s_own(function):
+    torch.manual_seed(0)
+    boxes = torch.tensor([[0, 1.0, 2, 9, 10], [1, 0, 0, 5, 6], [2, 4, 3, 11, 11]], dtype=torch.float64)
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last, self.boxes = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 2), boxes
+
+        def forward(self, x):
+            return self.last(function(self.conv(x), self.boxes[: len(x)], (3, 3), 1.0))
+
+    model, images = Head().double().requires_grad_(False), torch.randn(3, 2, 12, 12, dtype=torch.float64)
+    x = images.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((model(x)[:, 1, 1, 0] ** 2).sum() / 2, x)
+    assert close(deconvviz.deconv(model, images, layer="last", unit=1, position=(1, 0)), expected, 1e-9)
+    result = deconvviz.project(model, images, layer="last", units=[0, 1], k=3, progress=False)
+    for row, unit in enumerate((0, 1)):
+        for image, place, ours in zip(
+            result.image_ids[row].tolist(), result.positions[row], result.projections[row], strict=True
+        ):
+            x = images.clone().requires_grad_()
+            value = model(x)[image, unit, place[0], place[1]]
+            (wanted,) = torch.autograd.grad(value**2 / 2, x)
+            assert close(ours, wanted[image], 1e-6)
+    model.boxes = boxes.flip(0)
+    with pytest.raises(deconvviz.UnsupportedOp, match="it has not one region for each image, in their order"):
+        deconvviz.deconv(model, images, layer="last", unit=1)

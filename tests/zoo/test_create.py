@@ -226,3 +226,22 @@ def test_shipped_cards_fit_their_weights():
 def test_import_is_light():
     code = "import sys, deconvviz.zoo; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet64", "zfnet64"])
+def test_ingredients_are_options_and_leave_the_other_modules_their_names(name):
+    with torch.device("meta"):
+        usual = zoo.create(name)
+        norm = name != "alexnet"
+        other = zoo.create(name, activation="tanh", overlap=False, norm=norm)
+    assert usual.state_dict().keys() == other.state_dict().keys()
+    kinds = [{type(m).__name__ for m in model.modules()} for model in (usual, other)]
+    assert "ReLU" in kinds[0] and "Tanh" not in kinds[0] and "Tanh" in kinds[1] and "ReLU" not in kinds[1]
+    assert ("LocalResponseNorm" in kinds[0], "LocalResponseNorm" in kinds[1]) == (not norm, norm)
+    pools = [m.kernel_size for m in other.modules() if isinstance(m, nn.MaxPool2d)]
+    assert pools == [2, 2, 2]
+    side = usual.card.input_size[0]
+    shapes = [m(torch.zeros(1, 3, side, side, device="meta")).shape for m in (usual, other)]
+    assert shapes[0] == shapes[1]
+    with pytest.raises(OptionError, match="activation='swish': expected relu, tanh, sigmoid"):
+        zoo.create(name, activation="swish")

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..card import Card
 from ..entry import Entry
-from ..parts import SMALL_DEVIATIONS, classifier, network
+from ..parts import SMALL_DEVIATIONS, activations, classifier, network, pool, response_norm
 
 PAPER = "Krizhevsky, Sutskever & Hinton, ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012"
 
@@ -15,37 +15,64 @@ _BIAS_ONE = ("features.4", "features.10", "features.12", "classifier.2", "classi
 _BIAS_ONE64 = ("features.3", "features.8", "features.10", "classifier.2")
 
 
-def _norm() -> nn.Module:
-    # Torch divides alpha by the size, the paper does not: 5e-4 here is its 1e-4.
-    return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+def alexnet(
+    num_classes: int = 1000,
+    *,
+    dropout: float = 0.5,
+    hidden: int = 4096,
+    activation: str = "relu",
+    overlap: bool = True,
+    norm: bool = True,
+) -> nn.Sequential:
+    """Build the paper's network: (N, 3, 227, 227) to (N, num_classes); maps 55, 27, 13 and 6 wide.
 
+    To take its ingredients one at a time: another `activation` ("tanh", "sigmoid"), pools that do not `overlap`,
+    no response `norm`.
+    """
+    act = activations(activation)
 
-def alexnet(num_classes: int = 1000, *, dropout: float = 0.5, hidden: int = 4096) -> nn.Sequential:
-    """Build the paper's network: (N, 3, 227, 227) to (N, num_classes); maps 55, 27, 13 and 6 wide."""
+    def pooled() -> nn.Module:
+        return nn.MaxPool2d(3, 2) if overlap else nn.MaxPool2d(2, 2)
+
+    def normed() -> nn.Module:  # one module either way: the others keep their numbers
+        return response_norm() if norm else nn.Identity()
+
     features = [
-        *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(inplace=True), _norm(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), _norm(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(3, 96, 11, stride=4), act(), normed(), pooled()),
+        *(nn.Conv2d(96, 256, 5, padding=2, groups=2), act(), normed(), pooled()),
+        *(nn.Conv2d(256, 384, 3, padding=1), act()),
+        *(nn.Conv2d(384, 384, 3, padding=1, groups=2), act()),
+        *(nn.Conv2d(384, 256, 3, padding=1, groups=2), act(), pooled()),
     ]
-    return network(features, classifier(256 * 6 * 6, (hidden, hidden), num_classes, dropout))
+    return network(features, classifier(256 * 6 * 6, (hidden, hidden), num_classes, dropout, act))
 
 
-def alexnet64(num_classes: int = 200, *, dropout: float = 0.5) -> nn.Sequential:
-    """Build AlexNet for small images: (N, 3, 64, 64) to (N, num_classes); maps 16, 8, 4 and 2 wide."""
+def alexnet64(
+    num_classes: int = 200,
+    *,
+    dropout: float = 0.5,
+    activation: str = "relu",
+    overlap: bool = True,
+    norm: bool = False,
+) -> nn.Sequential:
+    """Build AlexNet for small images: (N, 3, 64, 64) to (N, num_classes); maps 16, 8, 4 and 2 wide.
 
-    def pool() -> nn.Module:
-        return nn.MaxPool2d(3, 2, ceil_mode=True)
+    To take its ingredients one at a time: another `activation` ("tanh", "sigmoid"), pools that do not `overlap`,
+    a response `norm` before the first two of them.
+    """
+    act = activations(activation)
+
+    def normed() -> nn.Module:  # one module either way: the others keep their numbers
+        return nn.Sequential(response_norm(), pool(overlap)) if norm else pool(overlap)
 
     features = [
-        *(nn.Conv2d(3, 64, 11, stride=4, padding=5), nn.ReLU(inplace=True), pool()),
-        *(nn.Conv2d(64, 160, 5, padding=2, groups=2), nn.ReLU(inplace=True), pool()),
-        *(nn.Conv2d(160, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(256, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(256, 192, 3, padding=1, groups=2), nn.ReLU(inplace=True), pool()),
+        *(nn.Conv2d(3, 64, 11, stride=4, padding=5), act(), normed()),
+        *(nn.Conv2d(64, 160, 5, padding=2, groups=2), act(), normed()),
+        *(nn.Conv2d(160, 256, 3, padding=1), act()),
+        *(nn.Conv2d(256, 256, 3, padding=1, groups=2), act()),
+        *(nn.Conv2d(256, 192, 3, padding=1, groups=2), act(), pool(overlap)),
     ]
-    return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout))
+    return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout, act))
 
 
 _CARD = Card(

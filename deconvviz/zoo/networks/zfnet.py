@@ -6,18 +6,9 @@ from torch import nn
 
 from ..card import Card
 from ..entry import Entry
-from ..parts import SMALL_DEVIATIONS, classifier, network
+from ..parts import SMALL_DEVIATIONS, activations, classifier, network, pool, response_norm
 
 PAPER = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, arXiv:1311.2901"
-
-
-def _norm() -> nn.Module:
-    # Torch divides alpha by the size, the papers do not: 5e-4 here is their 1e-4.
-    return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-
-
-def _pool() -> nn.Module:
-    return nn.MaxPool2d(3, 2, ceil_mode=True)
 
 
 def zfnet(num_classes: int = 1000, *, dropout: float = 0.5, hidden: int = 4096) -> nn.Sequential:
@@ -33,25 +24,41 @@ def zfnet_wide(num_classes: int = 1000, *, dropout: float = 0.5, hidden: int = 4
 def _zfnet(maps: tuple[int, int, int], num_classes: int, dropout: float, hidden: int) -> nn.Sequential:
     third, fourth, fifth = maps
     features = [
-        *(nn.Conv2d(3, 96, 7, stride=2, padding=1), nn.ReLU(inplace=True), _pool(), _norm()),
-        *(nn.Conv2d(96, 256, 5, stride=2), nn.ReLU(inplace=True), _pool(), _norm()),
+        *(nn.Conv2d(3, 96, 7, stride=2, padding=1), nn.ReLU(inplace=True), pool(True), response_norm()),
+        *(nn.Conv2d(96, 256, 5, stride=2), nn.ReLU(inplace=True), pool(True), response_norm()),
         *(nn.Conv2d(256, third, 3, padding=1), nn.ReLU(inplace=True)),
         *(nn.Conv2d(third, fourth, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(fourth, fifth, 3, padding=1), nn.ReLU(inplace=True), _pool()),
+        *(nn.Conv2d(fourth, fifth, 3, padding=1), nn.ReLU(inplace=True), pool(True)),
     ]
     return network(features, classifier(fifth * 6 * 6, (hidden, hidden), num_classes, dropout))
 
 
-def zfnet64(num_classes: int = 200, *, dropout: float = 0.5) -> nn.Sequential:
-    """Build ZFNet for small images: (N, 3, 64, 64) to (N, num_classes); maps 32, 16, 8, 4 and 2 wide."""
+def zfnet64(
+    num_classes: int = 200,
+    *,
+    dropout: float = 0.5,
+    activation: str = "relu",
+    overlap: bool = True,
+    norm: bool = False,
+) -> nn.Sequential:
+    """Build ZFNet for small images: (N, 3, 64, 64) to (N, num_classes); maps 32, 16, 8, 4 and 2 wide.
+
+    To take its ingredients one at a time: another `activation` ("tanh", "sigmoid"), pools that do not `overlap`,
+    a response `norm` after the first two of them.
+    """
+    act = activations(activation)
+
+    def normed() -> nn.Module:  # one module either way: the others keep their numbers
+        return nn.Sequential(pool(overlap), response_norm()) if norm else pool(overlap)
+
     features = [
-        *(nn.Conv2d(3, 64, 7, stride=2, padding=3), nn.ReLU(inplace=True), _pool()),
-        *(nn.Conv2d(64, 160, 5, stride=2, padding=2), nn.ReLU(inplace=True), _pool()),
-        *(nn.Conv2d(160, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(inplace=True), _pool()),
+        *(nn.Conv2d(3, 64, 7, stride=2, padding=3), act(), normed()),
+        *(nn.Conv2d(64, 160, 5, stride=2, padding=2), act(), normed()),
+        *(nn.Conv2d(160, 256, 3, padding=1), act()),
+        *(nn.Conv2d(256, 256, 3, padding=1), act()),
+        *(nn.Conv2d(256, 192, 3, padding=1), act(), pool(overlap)),
     ]
-    return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout))
+    return network(features, classifier(192 * 2 * 2, (512,), num_classes, dropout, act))
 
 
 _DEVIATIONS = (
