@@ -15,7 +15,7 @@ from ..guard import placement, untouched
 from ..images import Images, open_images
 from ..images.preprocess import input_size as find_input_size
 from ..results.text import as_html, as_text
-from ..rules.kinds import ACTIVATIONS, AUDITED, Kind
+from ..rules.kinds import AUDITED, Kind
 from ..rules.table import Saving, find
 from ..tape.operations import Op, Tape
 from ..tape.record import record
@@ -160,6 +160,6 @@ def _row(op: Op, carries: bool, rectifier: str) -> AuditRow:
     if rule.kind is Kind.SQUASHING and not carries:
         return gated
     note, exact = rule.note, rule.exact
-    if rectifier != "deconvnet" and rule.kind in ACTIVATIONS:
+    if rectifier != "deconvnet" and rule.kind is Kind.RECTIFIER:
         note, exact = _AT_RECTIFIERS[rectifier], True
     return AuditRow(op.name, op.module, 0, rule.kind.value, note, "exact" if exact else "extension")

@@ -202,7 +202,12 @@ _SQUASH = replace(
     _RECTIFIER, note="passed through: its activations have both signs", back=windows.unsquash, exact=False
 )
 _LOGISTIC = replace(
-    _RECTIFIER, kind=Kind.SQUASHING, note="max(signal, 0): its activations are never negative", exact=False
+    _RECTIFIER,
+    kind=Kind.SQUASHING,
+    note="max(signal, 0): its activations are never negative",
+    save=None,
+    exact=False,
+    derivative=False,
 )
 _MAXOUT = Rule(
     kind=Kind.MAXOUT,

@@ -1,0 +1,155 @@
+"""Measures what each ingredient of the papers' recipes gives, one at a time, over several seeds.
+
+    python benchmarks/ingredients.py --data TINY-IMAGENET --out RUNS [--epochs 4] [--seeds 3] [--only tanh,dropout 0.5]
+
+TINY-IMAGENET holds train/<class>/* and val/<class>/*. Each run trains alexnet64 with one thing changed, into its own
+folder of RUNS: the script goes on where it was stopped, and writes the table of the runs that have ended into
+benchmarks/ingredients.md. `--budget MINUTES` starts no further run after that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from conditions import conditions
+
+import deconvviz
+from deconvviz.guard import seeded
+from deconvviz.training.recipe import RECIPES, Recipe
+from deconvviz.training.result import Training
+
+TABLE = Path(__file__).with_name("ingredients.md")
+
+
+class Ingredient(NamedTuple):
+    """One row: what is changed from the first one, and what the paper says of it, in points of top-1 error."""
+
+    name: str
+    says: str
+    options: Mapping[str, Any] = {}
+    recipe: Mapping[str, Any] = {}
+
+
+# The first row is what the others depart from: AlexNet's ReLUs and overlapping pools, no response norm, no dropout
+# (a short training does not overfit), windows and mirror images.
+INGREDIENTS = (
+    Ingredient("as it is", "–"),
+    Ingredient("tanh", "AlexNet, Fig. 1: six times as many epochs to 25 % training error", {"activation": "tanh"}),
+    Ingredient("sigmoid", "–", {"activation": "sigmoid"}),
+    Ingredient("pools side by side", "AlexNet, 3.4: 0.4 points worse", {"overlap": False}),
+    Ingredient("response norm", "AlexNet, 3.3: 1.4 points better", {"norm": True}),
+    Ingredient("dropout 0.5", "AlexNet, 4.2: against overfitting, twice the iterations", {}, {"dropout": 0.5}),
+    Ingredient("colours moved", "AlexNet, 4.1: over 1 point better", {}, {"colour": 0.1}),
+    Ingredient("scale jitter", "VGG, 4.1: better", {}, {"scales": (8 / 7, 16 / 7)}),
+    Ingredient("area and aspect", "GoogLeNet, 6: works very well", {}, {"area": (0.08, 1.0)}),
+    Ingredient("not mirrored", "–", {}, {"mirrored": False}),
+)
+
+
+def main() -> None:
+    """Train what is not trained yet, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="TINY-IMAGENET")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUNS")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", type=lambda text: text.split(","), help="names of rows")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="MINUTES")
+    parser.add_argument("--batch-size", type=int, default=128)
+    options = parser.parse_args()
+    began = time.monotonic()
+    chosen = [one for one in INGREDIENTS if options.only is None or one.name in (INGREDIENTS[0].name, *options.only)]
+    for seed in range(options.seeds):  # a stop leaves whole rounds over the rows
+        for one in chosen:
+            if time.monotonic() - began < 60 * options.budget or done(options.out, one, seed, options.epochs):
+                run(options, one, seed)
+    TABLE.write_text(page(options, chosen), encoding="utf-8")
+    print(f"wrote {TABLE.name}")
+
+
+def recipe_of(one: Ingredient, options: argparse.Namespace) -> Recipe:
+    """Return the short recipe with the ingredient's change."""
+    short = dataclasses.replace(
+        RECIPES["modern"], name="short", epochs=options.epochs, batch_size=options.batch_size, dropout=0.0
+    )
+    return dataclasses.replace(short, **one.recipe)
+
+
+def folder_of(out: Path, one: Ingredient, seed: int, epochs: int) -> Path:
+    return out / f"{one.name.replace(' ', '-')}-{epochs}-{seed}"
+
+
+def done(out: Path, one: Ingredient, seed: int, epochs: int) -> bool:
+    return (folder_of(out, one, seed, epochs) / "training.safetensors").exists()
+
+
+def run(options: argparse.Namespace, one: Ingredient, seed: int) -> None:
+    """Train once, or go on; a finished run is not repeated."""
+    folder, recipe = folder_of(options.out, one, seed, options.epochs), recipe_of(one, options)
+    if done(options.out, one, seed, options.epochs):
+        return
+    with seeded(seed, torch.device("cpu")):
+        classes = sum(path.is_dir() for path in (options.data / "train").iterdir())
+        model = deconvviz.zoo.create("alexnet64", num_classes=classes, dropout=recipe.dropout, **one.options)
+    result = deconvviz.train(
+        model, options.data, out=folder, recipe=recipe, seed=seed, cache=options.out / "pixels", progress=False
+    )
+    result.save(folder / "training.safetensors")
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    print(f"{one.name}, seed {seed}: {result.history[-1]}", flush=True)
+
+
+def page(options: argparse.Namespace, chosen: list[Ingredient]) -> str:
+    """Return the table with its conditions."""
+    histories = {
+        one.name: [
+            Training.load(folder_of(options.out, one, seed, options.epochs) / "training.safetensors").history
+            for seed in range(options.seeds)
+            if done(options.out, one, seed, options.epochs)
+        ]
+        for one in INGREDIENTS
+    }
+    base = histories[INGREDIENTS[0].name]
+    target = max((h[-1].train_loss for h in base), default=0.0)
+    lines = [
+        "# What each ingredient gives",
+        "",
+        f"alexnet64 with one thing changed, {options.epochs} epochs of one cycle (lr 0.03, batches of "
+        f"{options.batch_size}), {options.data.name}; mean ± standard deviation over the seeds that ran, in points. "
+        "Written by `benchmarks/ingredients.py`.",
+        "",
+        conditions(torch.get_num_threads()) + ".",
+        "",
+        "| ingredient | the papers | seeds | top-1 | against the first row | training loss | epochs to its loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in INGREDIENTS:
+        found = histories[one.name]
+        if not found:
+            lines.append(f"| {one.name} | {one.says} | 0 | not run | – | – | – |")
+            continue
+        top1 = [100 * history[-1].top1 for history in found]
+        change = [a - 100 * b[-1].top1 for a, b in zip(top1, base, strict=False)]
+        losses = [history[-1].train_loss for history in found]
+        reached = [next((str(e.epoch) for e in h if e.train_loss <= target), f"> {h[-1].epoch}") for h in found]
+        against = "–" if one is INGREDIENTS[0] else spread(change, 1, sign=True)
+        numbers = [str(len(found)), spread(top1, 1), against, spread(losses, 2), ", ".join(reached)]
+        lines.append(f"| {' | '.join([one.name, one.says, *numbers])} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float], digits: int, *, sign: bool = False) -> str:
+    """Return mean ± standard deviation, of one value the value alone."""
+    shown = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"
+    return shown if len(values) < 2 else f"{shown} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
