@@ -103,6 +103,7 @@ def _label(axis: Any, circles: Mapping[str, tuple[int, float, float]], networks:
     """Write each name and its parameters beside its circle, upwards as far as others are in the way."""
     taken: list[tuple[float, float]] = []  # right ends and heights, in points
     points = 72 / axis.figure.figure.dpi
+    colours = {name: colour(number) for number, name in enumerate(circles)}
     for name in sorted(circles, key=lambda name: circles[name][1]):
         x, y, area = circles[name]
         right, up = (float(v) * points for v in axis.transData.transform((x, y)))
@@ -111,7 +112,8 @@ def _label(axis: Any, circles: Mapping[str, tuple[int, float, float]], networks:
             height += 1
         text = short(f"{name}, {short_number(networks[name].parameters).strip()}", 40)
         taken.append((start + 3.9 * len(text), height))
-        axis.annotate(text, (x, y), (start - right, height - up), textcoords="offset points", va="center", fontsize=7.5)
+        look = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": colours[name]}
+        axis.annotate(text, (x, y), (start - right, height - up), **look)
 
 
 def _in_thousands(axis: Any) -> None:

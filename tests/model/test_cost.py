@@ -73,6 +73,15 @@ def test_an_inception_module_costs_what_the_paper_s_row_says():
     assert f"nothing that ran uses {cost.idle:,}" in cost.table()
 
 
+@pytest.mark.parametrize(("branch", "quoted", "saved"), [("three", 0.5, 0.417), ("five", 0.917, 0.897)])
+def test_a_reduction_saves_less_than_is_quoted_when_it_counts_itself(branch, quoted, saved):
+    cost = cost_of("googlenet")
+    reduction, convolution = (cost[f"inception3a.{branch}.{n}.0"] for n in (0, 1))
+    direct = convolution.macs * 192 // reduction.shape[0]  # the convolution over all 192 maps
+    assert 1 - convolution.macs / direct == pytest.approx(quoted, abs=5e-4)
+    assert 1 - (reduction.macs + convolution.macs) / direct == pytest.approx(saved, abs=5e-4)
+
+
 def stack(*sizes):
     layers = [nn.Conv2d(8, 8, size, padding="same", bias=False) for size in sizes]
     return deconvviz.cost(nn.Sequential(*layers), input_size=(8, 16, 16))
