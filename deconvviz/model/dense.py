@@ -191,12 +191,12 @@ class ClassMap(Result):
 
     @property
     def score(self) -> Tensor:
-        """(rows, columns): the target's score at each place; without a last mean, their mean is the answer's."""
+        """The target's score at each place, (rows, columns); without a last mean, their mean is the answer's."""
         return self.scores[self.target]
 
     @property
     def probability(self) -> Tensor:
-        """(rows, columns) float64: the target's probability at each place, by a softmax there."""
+        """The target's probability at each place by a softmax there, (rows, columns) float64."""
         return self.scores.double().softmax(0)[self.target]
 
     @property

@@ -52,14 +52,14 @@ class Evaluation(Result):
 
     @property
     def rank(self) -> Tensor:
-        """(N,) int64: how many classes come before the true one; of equal ones the lower number comes first."""
+        """How many classes come before the true one, (N,) int64; of equal ones the lower number comes first."""
         true = self.probabilities.gather(1, self.labels[:, None])
         before = torch.arange(self.probabilities.shape[1]) < self.labels[:, None]
         return ((self.probabilities > true) | ((self.probabilities == true) & before)).sum(1)
 
     @property
     def predicted(self) -> Tensor:
-        """(N,) int64: the most probable class of each image."""
+        """The most probable class of each image, (N,) int64."""
         return self.probabilities.argmax(1)
 
     def error(self, k: int = 1) -> float:
@@ -68,7 +68,7 @@ class Evaluation(Result):
 
     @property
     def confusion(self) -> Tensor:
-        """(C, C) int64: how many images of a class (row) were taken for each class (column)."""
+        """How many images of each class (row) were taken for each class (column), (classes, classes) int64."""
         classes = self.probabilities.shape[1]
         return torch.bincount(self.labels * classes + self.predicted, minlength=classes**2).view(classes, classes)
 
