@@ -204,3 +204,40 @@ def test_images_of_another_size_are_refused_where_tokens_stand_apart():
     row = deconvviz.layers(model, 32)["front"]
     with pytest.raises(ImageError, match="has 11 tokens, 18 on the first image"):
         row.as_maps(torch.zeros(1, 11, 6))
+
+
+class ByHand(nn.Module):
+    """Two blocks as in ConvNeXt, with a normalization between them that is written out."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return x + self.down(self.up(self.norm(x.permute(0, 2, 3, 1))).relu()).permute(0, 3, 1, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 4, 4, 4), self.Block(), self.Block()
+
+    def forward(self, x):
+        x = self.first(self.stem(x))
+        centred = x - x.mean(1, keepdim=True)
+        x = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+        return self.activate(self.second(x)).mean((2, 3))
+
+    def activate(self, x):
+        return x
+
+
+class Activated(ByHand):
+    """With an activation outside of the blocks, by which it is counted."""
+
+    def activate(self, x):
+        return x.relu()
+
+
+def test_networks_that_activate_outside_of_blocks_are_counted_by_their_activations():
+    assert [row.name for row in deconvviz.layers(ByHand().eval(), 16).numbered] == ["first", "second"]
+    assert [row.name for row in deconvviz.layers(Activated().eval(), 16).numbered] == ["stem"]
