@@ -101,7 +101,10 @@ def test_a_rank_without_images_images_that_see_each_other_and_some_that_cannot_b
     found = good(run_ranks(tmp_path, 3, rank_work.few, tmp_path))
     expected = rank_work.scans(images=rank_work.IMAGES[:6])
     mixed = deconvviz.top(rank_work.Mixing(), rank_work.IMAGES, layers=["body.1"], batch_size=4, progress=False)
-    for scans, mix, made, skipping in found:
+    for rank, ((scans, mix, made, skipping), refused) in enumerate(found):
+        if rank < 2:
+            assert refused[0] == "RankError" and f"top was called on rank {rank} of 3, but not on all" in refused[1]
+            assert "with deconvviz.alone()" in refused[1]
         assert skipping == damaged
         assert scans["top"] == expected["top"] and scans["nearest"] == expected["nearest"]
         close(scans["response_std"], expected["response_std"])

@@ -51,7 +51,8 @@ class Recorder:
     file. The next run goes on with it, and several processes may record into one file: they take turns. An epoch that
     is recorded again replaces the first. At other epochs nothing is done. `train(recorder=...)` makes the calls by
     itself. Kept checkpoints can be recorded afterwards:
-    `for epoch, file in files: recorder(zoo.create("zfnet64", weights=file), epoch)`.
+    `for epoch, file in files: recorder(zoo.create("zfnet64", weights=file), epoch)`. In a process group every process makes
+    the call, and they share the work; one of them writes.
 
     Args:
         path: the file, safetensors; `Recorder.load(path)` reads it at any time.
