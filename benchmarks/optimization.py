@@ -31,8 +31,7 @@ from deconvviz.optimization.robustness import Robustness
 
 SIDE, RATE = 224, 0.05
 NETWORKS = {"squeezenet-1.1": 3, "resnet18": 2}  # -> its middle numbered layer
-INVERTED = {"squeezenet-1.1": 200, "zfnet64": 400}  # -> steps
-PICTURES = ("chelsea", "coffee", "red-hat")
+INVERTED = {"zfnet64": 200, "squeezenet-1.1": 200}  # -> steps
 
 
 def network(name):
@@ -158,9 +157,12 @@ def inversion(options):
     rows = []
     for name, steps in INVERTED.items():
         model = network(name)
-        for photo in (photo for photo in PHOTOS if photo.name in PICTURES):
-            found = deconvviz.invert(model, photo.path, layer=[1, 2, 3, 4, 5], steps=steps, progress=False)
-            rows.append({"network": name, "photo": photo.name, "distances": found.distances[:, 0].tolist()})
+        for photo in (photo for photo in PHOTOS if photo.name in options.photos.split(",")):
+            file = options.keep / f"inversion-{name}-{photo.name}.json"
+            if not file.exists():
+                found = deconvviz.invert(model, photo.path, layer=[1, 2, 3, 4, 5], steps=steps, progress=False)
+                file.write_text(json.dumps(found.distances[:, 0].tolist()))
+            rows.append({"network": name, "photo": photo.name, "distances": json.loads(file.read_text())})
             print(rows[-1], flush=True)
     return rows
 
@@ -230,6 +232,7 @@ def main():
     parser.add_argument("--units", type=int, default=40, help="per layer, of the alive part")
     parser.add_argument("--alive-steps", type=int, default=64)
     parser.add_argument("--side", type=int, default=160, help="of the alive part's images, in pixels")
+    parser.add_argument("--photos", default="chelsea,coffee,red-hat", help="of the inversion part, by name")
     options = parser.parse_args()
     options.keep.mkdir(parents=True, exist_ok=True)
     text, found = conditions(1), {}

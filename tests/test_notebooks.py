@@ -29,6 +29,8 @@ NAMES = [
     "04_training_watched",
     "05_resnet_responses",
     "06_any_model",
+    "07_what_would_this_unit_like_to_see",
+    "08_what_a_layer_still_knows",
 ]
 each = pytest.mark.parametrize("name", NAMES)
 

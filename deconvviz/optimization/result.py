@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import OptionError
 from ..results.base import Result
 
 
@@ -121,6 +122,19 @@ class Inversion(Result):
     distances: Tensor
     seed: int
     settings: tuple[tuple[str, bool | int | float | str], ...]
+
+    def spread(self) -> Tensor:
+        """Return (L, H, W): how much each pixel differs between the starts, what the layer does not know.
+
+        It is the standard deviation over the starts, root mean square over the channels; 0.29 is that of pixels that are
+        anything from 0 to 1.
+
+        Raises:
+            OptionError: There is only one start.
+        """
+        if self.images.shape[1] < 2:
+            raise OptionError("one start differs from no other: give invert starts=9.")
+        return self.images.var(1).mean(1).sqrt()
 
     def describe(self) -> str:
         """Say of what it is and how much."""

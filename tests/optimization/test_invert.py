@@ -56,6 +56,19 @@ def test_starts_differ_and_seeds_repeat():
     assert torch.allclose(rebuild(layer=2, steps=30).images[0, 0], found.images[0, 0], atol=1e-4)
 
 
+def test_what_starts_do_not_agree_on_is_drawn():
+    found = rebuild(layer=[1, 2], starts=3, steps=20)
+    by_hand = [[torch.stack([*image]).std(0) for image in one.movedim(0, 1)] for one in found.images]
+    expected = torch.stack([torch.stack(row).square().mean(0).sqrt() for row in by_hand])
+    assert torch.allclose(found.spread(), expected, atol=1e-6)
+    axes = found.plot(spread=True).axes
+    assert len(axes) == 9 and axes[6].texts[0].get_text() == "how they differ"
+    shown = torch.as_tensor(axes[5].images[0].get_array()).movedim(-1, 0)
+    assert torch.allclose(shown, found.images[1].mean(0), atol=1e-6)
+    with pytest.raises(OptionError, match="one start differs from no other"):
+        rebuild(layer=1, steps=2).plot(spread=True)
+
+
 def test_priors_smooth():
     rough, smooth = (rebuild(layer=2, parametrization="pixels", total_variation=w) for w in (0.0, 300.0))
 
