@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ..studies.responses import Responses
 from .style import colour, new_figure, picture, plain, short
@@ -49,6 +49,8 @@ def curves(results: Mapping[str, Responses], figure: Any, what: str, *, log: boo
         axis.set(title=how, ylabel=what, xlabel=below)
         if log:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")  # the usual powers of ten are formulas, which texts here never are
+            axis.yaxis.set_minor_formatter(NullFormatter())
         else:
             axis.set_ylim(0, None)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

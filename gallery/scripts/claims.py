@@ -107,6 +107,36 @@ CLAIMS = (
         measures.plain_against_resnet,
         ("responses",),
     ),
+    Claim(
+        "ZFNet, 4.1, Table 2",
+        "The network with 7×7/2 is better than AlexNet: 38.4 against 40.7 % top-1 error",
+        measures.zfnet_above_alexnet,
+        ("gradients",),
+    ),
+    Claim(
+        "AlexNet, Fig. 3",
+        "One of the two towers learns colours, the other none",
+        measures.towers,
+        ("gradients",),
+    ),
+    Claim(
+        "GoogLeNet, 3(a)",
+        "A 1×1 convolution before a 3×3 saves half of its weights, before a 5×5 91.7 % (often quoted)",
+        measures.reductions,
+        ("gradients",),
+    ),
+    Claim(
+        "GoogLeNet, 5",
+        "Auxiliary classifiers increase the gradient that gets propagated back",
+        measures.heads,
+        ("gradients",),
+    ),
+    Claim(
+        "ResNet, Fig. 1",
+        "The 56-layer plain network has the higher training error than the 20-layer one",
+        measures.training_error,
+        ("gradients",),
+    ),
     Claim("ResNet, Fig. 7", "The deeper ResNet has the smaller responses", measures.deeper, ("responses",)),
 )
 

@@ -271,3 +271,54 @@ def deeper() -> tuple[str, str]:
         f"{name}: mean {facts['mean std']:.2f} over {facts['layers']} layers" for name, facts in found.items()
     )
     return f"{text}.", verdict(means == sorted(means, reverse=True))
+
+
+# ---- what needs no training of its own -------------------------------------------------------------------------------
+
+
+def zfnet_above_alexnet() -> tuple[str, str]:
+    top1 = results("gradients")["top1"]
+    text = ", ".join(f"{name} {percent(value, 1)}" for name, value in top1.items())
+    return f"Top-1 on Tiny-ImageNet's validation images, trained alike: {text}.", verdict(
+        top1["zfnet64"] > top1["alexnet64"]
+    )
+
+
+def towers() -> tuple[str, str]:
+    first, second = results("gradients")["halves"]
+    text = (
+        "Share of the filters' energy that is colour, the two halves of alexnet64's first filters: "
+        f"{first['mean']:.2f} ± {first['std']:.2f} and {second['mean']:.2f} ± {second['std']:.2f} (deviation over filters)."
+    )
+    # Two kinds of filters would lie further apart than the filters of one half among themselves.
+    return text, verdict(abs(first["mean"] - second["mean"]) > max(first["std"], second["std"]))
+
+
+def reductions() -> tuple[str, str]:
+    found = results("gradients")["reductions"]
+    text = "; ".join(
+        f"before the {name}: {percent(one['counted'], 1)}, its own counted, {percent(one['as quoted'], 1)} without"
+        for name, one in found.items()
+    )
+    quoted = {"3×3": 0.5, "5×5": 0.917}
+    return f"Weights saved {text}.", verdict(*(abs(found[n]["counted"] - q) < 0.005 for n, q in quoted.items()))
+
+
+def heads() -> tuple[str, str]:
+    found = results("gradients")
+    with_heads, without = (found["gradients"][name] for name in ("with both heads", "without them"))
+    lifted = sum(a > b for a, b in zip(with_heads, without, strict=True))
+    text = (
+        f"GoogLeNet with random weights: at the first convolution the loss's gradient is {found['first layer']:.2f} times "
+        f"as large with both heads (weight 0.3) as without; it is larger in {lifted} of {len(with_heads)} convolutions."
+    )
+    return text, verdict(found["first layer"] > 1)
+
+
+def training_error() -> tuple[str, str]:
+    found = results("gradients")["training error"]
+    text = ", ".join(f"{name} {percent(value, 1)}" for name, value in found.items())
+    return (
+        f"Of 2,000 of CIFAR-10's training images are wrong, after 15 epochs: {text}.",
+        verdict(found["plain-56"] > found["plain-20"]),
+    )

@@ -151,6 +151,14 @@ def test_names_are_classes_in_their_order_and_results_add_up():
     assert dataclasses.replace(result, losses=result.losses + 1) != result
 
 
+def test_powers_of_ten_are_written_as_numbers():
+    result = gradient_std(network(), images(), labels=LABELS, iterations=1, **QUIET)
+    figure = dataclasses.replace(result, unit_squares=result.unit_squares * torch.linspace(1e-6, 1, 8)).plot()
+    figure.draw_without_rendering()
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels(which="both")]
+    assert any(labels) and not any("$" in label for label in labels)
+
+
 def test_a_network_of_the_zoo_with_dropout_is_the_same_each_time():
     options = {"labels": [0, 1, 0, 1], "iterations": 2, "batch_size": 2, **QUIET}
     model, x = zoo.create("zfnet64", num_classes=3), torch.randn(4, 3, 64, 64)
