@@ -6,6 +6,7 @@ An entry `Command` builds both the parser and the call. Nothing here imports tor
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import json
 import math
@@ -187,8 +188,9 @@ def save(result: Any, parsed: argparse.Namespace) -> None:
 
 
 def say(line: str, parsed: argparse.Namespace) -> None:
-    """Print a line for people: on stderr where stdout holds JSON."""
-    print(line, file=sys.stderr if getattr(parsed, "json", False) else sys.stdout)
+    """Print a line for people: on stderr where stdout holds numbers."""
+    numbers = getattr(parsed, "json", False) or getattr(parsed, "csv", False)
+    print(line, file=sys.stderr if numbers else sys.stdout)
 
 
 def plain(value: Any) -> Any:
@@ -218,10 +220,23 @@ def load(parsed: argparse.Namespace, *, placed: bool = True) -> Loaded:
     return loaded
 
 
-def write(path: str, figure: Any) -> None:
+def numbers(result: Any, parsed: argparse.Namespace) -> bool:
+    """Print the rows of a result as --json or --csv ask for; return whether they did."""
+    if not (parsed.json or parsed.csv):
+        return False
+    columns = plain(result.columns())
+    rows = list(zip(*columns.values(), strict=True))
+    if parsed.json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False))
+    else:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([list(columns), *rows])
+    return True
+
+
+def write(path: str, figure: Any, parsed: argparse.Namespace | None = None) -> None:
     """Write a figure and say so."""
     write_figure(path, figure)
-    print(f"wrote {path}")
+    print(f"wrote {path}") if parsed is None else say(f"wrote {path}", parsed)
 
 
 def write_figure(path: str | os.PathLike[str], figure: Any) -> None:
@@ -405,6 +420,13 @@ QUIET = Option(
 )
 SAVE = Option("--save", "keep the numbers", argument=None, type=file, more={"metavar": "FILE.safetensors"})
 JSON = Option("--json", "print the numbers as JSON", argument=None, default=False, more={"action": "store_true"})
+CSV = Option("--csv", "print the numbers as CSV", argument=None, default=False, more={"action": "store_true"})
+INTERIOR = Option(
+    "--interior",
+    "take only places whose receptive field lies inside the image",
+    default=False,
+    more={"action": "store_true"},
+)
 FILL = Option("--fill", type=number_or_text)
 
 

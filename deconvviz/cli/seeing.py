@@ -10,9 +10,11 @@ from ..errors import OptionError
 from .options import (
     AMP,
     BATCH_SIZE,
+    CSV,
     DISTINCT,
     HOW,
     IMAGES,
+    INTERIOR,
     JSON,
     LAYER,
     LAYERS,
@@ -20,6 +22,7 @@ from .options import (
     ON_ERROR,
     QUIET,
     READING,
+    RULE,
     SAVE,
     SEED,
     UNITS,
@@ -30,6 +33,7 @@ from .options import (
     file,
     folder,
     load,
+    numbers,
     numbers_or_text,
     out,
     page,
@@ -46,8 +50,24 @@ from .options import (
 
 INPUT_SIZE = Option("--input-size", "224 or 224,320 (height,width)", type=pair)
 FILL = Option("--fill", "gray, mean, blur, noise, 0 to 1, r,g,b or an image file", default="gray", type=numbers_or_text)
-SCALE = Option(
-    "--scale", "what shares one scale", argument=None, default="unit", more={"choices": ("unit", "projection")}
+CROP = Option(
+    "--crop",
+    "what of a patch is shown: its whole field, or what the unit responds to",
+    argument=None,
+    default="field",
+    more={"choices": ("field", "effective")},
+)
+SHOWN = (
+    Option(
+        "--scale",
+        "which projections share one scale",
+        argument=None,
+        default="unit",
+        more={"choices": ("unit", "projection", "sheet")},
+    ),
+    Option("--smooth", "show projections through a Gaussian of so many pixels", argument=None, default=0.0, type=float),
+    Option("--gray", "show projections in gray", argument=None, default=False, more={"action": "store_true"}),
+    Option("--percentile", "how many percent of the values span the colours", argument=None, default=99.5, type=float),
 )
 IMAGE = Option("image", "an image file", more={"metavar": "IMAGE"})
 TARGETS = Option("--target", "in place of a layer: a class, by number or name", type=whole_or_name)
@@ -114,7 +134,14 @@ def _demo(command: Command, parsed: argparse.Namespace) -> None:
 
 def _project(command: Command, parsed: argparse.Namespace) -> None:
     result = command.call(parsed, load(parsed))
-    write(parsed.out or f"layer-{parsed.layer}.png", result.plot(scale=parsed.scale))
+    _show(result, parsed, parsed.out or f"layer-{parsed.layer}.png")
+
+
+def _show(result: Any, parsed: argparse.Namespace, path: str) -> None:
+    """Draw patches with what belongs to them, print and keep the numbers as asked, and say what was noticed."""
+    look = {name: getattr(parsed, name) for name in ("scale", "crop", "smooth", "gray", "percentile")}
+    numbers(result, parsed)
+    write(path, result.plot(**look), parsed)
     save(result, parsed)
     if result.note:
         say(result.note, parsed)
@@ -154,9 +181,7 @@ def _occlude(command: Command, parsed: argparse.Namespace) -> None:
 
 def _evidence(command: Command, parsed: argparse.Namespace) -> None:
     result = command.call(parsed, load(parsed))
-    write(parsed.out or f"evidence-{parsed.layer or parsed.target}.png", result.plot())
-    save(result, parsed)
-    _tell_skipped(result, parsed)
+    _show(result, parsed, parsed.out or f"evidence-{parsed.layer or parsed.target}.png")
 
 
 def _numbered(path: str, number: int) -> str:
@@ -168,7 +193,7 @@ def _top(command: Command, parsed: argparse.Namespace) -> None:
     found = command.call(parsed, load(parsed), out=parsed.out)
     if parsed.json:
         tell(found, parsed)
-    else:
+    elif not numbers(found, parsed):
         for layer in found.tops:
             strongest = layer.values[:, 0]
             middle, most = strongest.median(), strongest.max()
@@ -281,12 +306,13 @@ COMMANDS = (
                 UNITS,
                 K,
                 DISTINCT,
+                INTERIOR,
                 *HOW,
                 *READING,
                 ON_ERROR,
             ),
-            SCALE,
-            *(out(None, "the picture: png, pdf, svg, jpg or webp; default: layer-LAYER.png"), SAVE, QUIET),
+            *(CROP, *SHOWN),
+            *(out(None, "the picture: png, pdf, svg, jpg or webp; default: layer-LAYER.png"), SAVE, JSON, CSV, QUIET),
         ),
         "deconvviz project zfnet64 --layer 5 --units 0-15 --out layer-5.png",
         _project,
@@ -313,11 +339,20 @@ COMMANDS = (
             Option("--size", "pixels of the occluder, 32 or 32,48; default: a seventh of the patch", type=pair),
             Option("--stride", "pixels between its places; default: half the size", type=pair),
             FILL,
+            Option("--refine", "measure every n-th place first, more only where the map changes", type=int),
             Option("--method", "default: incremental", more={"choices": ("incremental", "full")}),
-            *(*READING, ON_ERROR, SEED.but(help="of --fill noise")),
-            *(out(None, "the picture: png, pdf, svg, jpg or webp; default: evidence-LAYER.png"), SAVE, QUIET),
+            RULE.but(help="draw the projections, too, by this rule", default=None),
+            *(*READING, ON_ERROR, SEED.but(help="of --fill noise"), DISTINCT, INTERIOR),
+            *(CROP, *SHOWN),
+            *(
+                out(None, "the picture: png, pdf, svg, jpg or webp; default: evidence-LAYER.png"),
+                SAVE,
+                JSON,
+                CSV,
+                QUIET,
+            ),
         ),
-        "deconvviz evidence squeezenet-1.1 --layer 4 --units 0-7 --out evidence-4.png",
+        "deconvviz evidence squeezenet-1.1 --layer 4 --units 225,246 --rule deconvnet --out evidence-4.png",
         _evidence,
     ),
     Command(
@@ -360,9 +395,9 @@ COMMANDS = (
         "top",
         "strongest images of every unit of several layers",
         (
-            *(*MODEL, IMAGES, LAYERS.but(required=True), K, DISTINCT, *READING, ON_ERROR),
+            *(*MODEL, IMAGES, LAYERS.but(required=True), K, DISTINCT, INTERIOR, *READING, ON_ERROR),
             Option("--out", "the scan", default="top.safetensors", argument=None, type=file, more={"metavar": "FILE"}),
-            *(JSON, QUIET),
+            *(JSON, CSV, QUIET),
         ),
         "deconvviz top zfnet64 --images photos --layers 1,2,3",
         _top,
@@ -377,6 +412,7 @@ COMMANDS = (
             UNITS.but(help='"all", "0,5,9" or "0-15"; default: the strongest of each layer'),
             Option("--most", "how many of the strongest", default=64, type=int),
             K,
+            Option("--evidence", "of how many units per layer it is measured; default: 3 where that is fast", type=int),
             Option("--occlusion", "images with occlusion maps; default: 4 where the network classifies", type=int),
             Option(
                 "--classes",
@@ -385,7 +421,7 @@ COMMANDS = (
                 called=lambda path: path and read_lines(path),
                 more={"metavar": "FILE"},
             ),
-            *(*HOW, *READING, ON_ERROR, Option("--title", "the page's heading")),
+            *(*HOW, *READING, ON_ERROR, DISTINCT, INTERIOR, Option("--title", "the page's heading")),
             Option("--out", default="report.html", type=page, more={"metavar": "PAGE.html"}),
             QUIET,
         ),

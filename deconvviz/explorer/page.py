@@ -12,7 +12,20 @@ from typing import Any
 from .unfinished import Unfinished
 
 _FOLDER = Path(__file__).parent / "web"
-_SCRIPTS = ("store", "draw", "units", "detail", "filters", "occlusion", "search", "page")
+_SCRIPTS = (
+    "store",
+    "draw",
+    "units",
+    "blocks",
+    "overview",
+    "detail",
+    "grids",
+    "large",
+    "filters",
+    "occlusion",
+    "search",
+    "page",
+)
 
 
 def write(path: Path, title: str, data: Mapping[str, Any], pictures: Unfinished) -> None:

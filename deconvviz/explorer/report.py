@@ -31,7 +31,7 @@ from ..results.text import skipped_lines
 from ..studies.filters import filters
 from ..topk.result import LayerTop, TopK
 from ..topk.scan import top as scan_top
-from . import page, parts, sprites
+from . import blocks, page, parts, sprites
 from .unfinished import Elsewhere, Unfinished
 
 _log = logging.getLogger("deconvviz")
@@ -49,8 +49,10 @@ def report(
     most: int = 64,
     k: int = 9,
     top: TopK | None = None,
+    evidence: int | None = None,
     occlusion: int | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
+    highlights: Mapping[int | str, Sequence[int]] | None = None,
     rule: str = "deconvnet",
     lrn: str = "pass",
     allow_gradient: bool = False,
@@ -59,6 +61,8 @@ def report(
     batch_size: int | None = None,
     workers: int = 0,
     on_error: str = "raise",
+    distinct: str | None = None,
+    interior: bool = False,
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
     out: str | os.PathLike[str] = "report.html",
@@ -88,8 +92,13 @@ def report(
         most: How many units of each layer, by their strongest activation, where `units` does not say.
         k: How many images per unit.
         top: A scan of the same images that was made before, in place of a new one; `layers` and `k` are then its own.
+        evidence: Of how many units of each layer it is measured which part of their patches excites them, those first
+            that the page opens on, then the strongest; each patch is covered at about 50 places. None: of those that
+            the page opens on, where the network is small enough that this is a matter of a minute.
         occlusion: How many images get occlusion maps, or their indices; None: four where the network classifies.
         class_names: One per class; None takes those of the zoo's card or torchvision's weights.
+        highlights: The units that the page opens on, by layer, such as {5: [33, 112]}, which are shown in any case; where
+            a layer has none given, up to three whose images excite them about equally.
         rule: "deconvnet", "guided" or "backprop", see `project`.
         lrn: "pass" or "gradient", see `project`.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
@@ -98,6 +107,8 @@ def report(
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 32.
         workers: Processes that read images.
         on_error: "raise" at an image that cannot be read, or "skip" it; the page lists it, and so does the log.
+        distinct: "source": of each photo, file or video at most one image per unit; "label": of each label; see `top`.
+        interior: Take only places whose receptive field lies inside the image, see `top`.
         title: The page's heading; None: "What … sees".
         facts: Further lines for what the page says of the network, such as {"Weights": "best.pth"}.
         out: Path of the page.
@@ -125,7 +136,10 @@ def report(
     scan = None if top is None else _scanned_layers(top, source, table, layers)
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
-    key = how.key(rows, scan, units, most, k, occlusion, class_names)
+    wanted = blocks.highlights(highlights, rows)
+    if evidence is not None:
+        whole(evidence, "evidence", 0)
+    key = how.key(*(rows, scan, units, most, k, occlusion, class_names, evidence, wanted, distinct, interior))
     team = ranks.team()
     team.agree(key, "weights, images or options")
     first = team.rank == 0
@@ -139,15 +153,24 @@ def report(
         if scan is None:
             names, path = [row.name for row in rows], unfinished.path("scan")
             options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-            top = scan_top(model, source, layers=names, k=k, out=path, on_error=on_error, **options)
+            options |= {"distinct": distinct, "interior": interior, "on_error": on_error}
+            top = scan_top(model, source, layers=names, k=k, out=path, **options)
             scan = top.tops
         lost = () if top is None else top.skipped
-        drawn = [
-            how.draw(number, row, one, _choose(one, units, most), unfinished)
-            for number, (row, one) in enumerate(zip(rows, scan, strict=True))
+        shown = [_choose(one, units, most, wanted.get(one.name, ())) for one in scan]
+        opened_on = [
+            wanted.get(one.name) or blocks.telling(one, chosen) for one, chosen in zip(scan, shown, strict=True)
         ]
+        affordable = evidence is None and blocks.affordable(model, how.first, rows, k)
+        drawn = []
+        for number, (row, one) in enumerate(zip(rows, scan, strict=True)):
+            layer = how.draw(number, row, one, shown[number], unfinished)
+            measured = blocks.measured_units(evidence, opened_on[number], shown[number], affordable)
+            layer["highlights"] = opened_on[number]
+            layer["evidence"] = how.measure(row, one, measured, unfinished, asked=evidence is not None)
+            drawn.append(layer)
         title = title or f"What {_name(model)} sees"
-        shown = {i for layer in drawn for ids in layer["images"] for i in ids if i >= 0}
+        used = {i for layer in drawn for ids in layer["images"] for i in ids if i >= 0}
         data = {
             "title": title,
             "layers": drawn,
@@ -155,7 +178,7 @@ def report(
             "occlusion": occlusions,
             "facts": parts.facts(model, source, {"Rule": rule, **parts.skipped(source, lost), **(facts or {})}, images),
             "table": parts.table(table),
-            "images": unfinished.part("images", lambda: parts.images(source, shown, unfinished)),
+            "images": unfinished.part("images", lambda: parts.images(source, used, unfinished)),
         }
         if first:
             page.write(finished, title, data, unfinished)
@@ -232,15 +255,14 @@ def _order(top: LayerTop) -> list[int]:
     return order
 
 
-def _choose(top: LayerTop, units: Sequence[int] | str | None, most: int) -> list[int]:
-    """Return the units to show, the strongest first."""
+def _choose(top: LayerTop, units: Sequence[int] | str | None, most: int, also: Sequence[int]) -> list[int]:
+    """Return the units to show, those that the page opens on among them, the strongest first."""
     order = _order(top)
-    if units is None:
-        return order[:most]
     if isinstance(units, str):
         return order
-    wanted = set(numbers_of(units, len(order), "units", error=UnitError))
-    return [unit for unit in order if unit in wanted]
+    wanted = order[:most] if units is None else numbers_of(units, len(order), "units", error=UnitError)
+    chosen = {*wanted, *also}
+    return [unit for unit in order if unit in chosen]
 
 
 class _How(NamedTuple):
@@ -279,15 +301,19 @@ class _How(NamedTuple):
         """Keep a sprite for each unit; return the layer's facts and the units' numbers."""
         count = top.values.shape[1]
         height, width = layer.reach.window()
-        shape = sprites.Shape.of(height, width, math.ceil(math.sqrt(count)))
+        shape, large = (
+            sprites.Shape.of(height, width, math.ceil(math.sqrt(count)), most) for most in (sprites.MOST, sprites.FINE)
+        )
 
         def project_piece(piece: list[int]) -> dict[str, Any]:
             path = unfinished.path("projections")
             result = self._project(layer, top, piece, path)
             boxes, contrasts = result.boxes.tolist(), []
             for rows in _rounds(len(piece)):
-                for row, (encoded, contrast) in zip(rows, _encoded(result, rows, shape), strict=True):
+                for row, (encoded, fine, contrast) in zip(rows, _encoded(result, rows, shape, large), strict=True):
                     unfinished.add(f"u{number}-{piece[row]}", encoded)
+                    if fine:
+                        unfinished.add(f"v{number}-{piece[row]}", fine)
                     contrasts.append(contrast)
             alike = [] if result.likeness is None else result.likeness.tolist()
             if ranks.team().rank == 0:
@@ -309,15 +335,29 @@ class _How(NamedTuple):
             "field": layer.receptive_field,
             "pixels": (height, width),
             **shape.facts(),
+            "fine": None if large.size == shape.size else large.facts(),
             "units": list(units),
             "ranks": [order.index(unit) + 1 for unit in units],
             "activations": sprites.shorten_all(top.values[units].tolist(), 6),
             "images": top.image_ids[units].tolist(),
             "positions": top.positions[units].tolist(),
+            "shifts": layer.reach.frame_shift(top.positions[units].numpy()).tolist(),
             "boxes": [box for piece in pieces for box in piece["boxes"]],
             "contrasts": [contrast for piece in pieces for contrast in piece["contrasts"]],
             "note": warn_of_likeness(torch.tensor(alike), layer.switches, max(height, width)),
         }
+
+    def measure(
+        self, layer: Layer, top: LayerTop, units: Sequence[int], unfinished: Unfinished, *, asked: bool
+    ) -> dict[str, Any]:
+        """Measure the evidence of some units, into a file from which an interrupted report goes on."""
+        chosen: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "out": unfinished.path("evidence"),
+            "progress": self.progress,
+            "on_error": self.on_error,
+        }
+        return blocks.measure(self.model, self.source, layer, top, units, unfinished.part, asked=asked, **chosen)
 
     def _pieces(self, layer: Layer, top: LayerTop, units: Sequence[int]) -> Iterator[list[int]]:
         """Cut the units into pieces that fit into memory."""
@@ -341,8 +381,13 @@ def _rounds(count: int) -> Iterator[range]:
         yield range(first, min(first + size, count))
 
 
-def _encoded(result: Projections, rows: range, shape: sprites.Shape) -> list[tuple[str, list[float]]]:
-    """Return the sprites of at most one row per rank: each draws its own."""
-    team = ranks.team()
-    mine = sprites.units(result, rows[team.rank], shape) if team.rank < len(rows) else None
+def _encoded(
+    result: Projections, rows: range, shape: sprites.Shape, large: sprites.Shape
+) -> list[tuple[str, str, list[float]]]:
+    """Return the sprites of at most one row per rank: each draws its own; "" in place of a large one that is no larger."""
+    team, mine = ranks.team(), None
+    if team.rank < len(rows):
+        encoded, contrast = sprites.units(result, rows[team.rank], shape)
+        fine = "" if large.size == shape.size else sprites.fine(result, rows[team.rank], large)
+        mine = encoded, fine, contrast
     return team.exchange(mine)[: len(rows)]

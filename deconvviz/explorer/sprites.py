@@ -17,6 +17,7 @@ from ..images.display import GRAY, in_order, inside_image, peak_of, rgb, true_co
 from ..projection.result import Projections
 
 MOST = 112  # pixels: the longest side of a tile; larger ones are reduced
+FINE = 256  # pixels: that of a projection that is looked at alone
 _LOSSLESS = 16  # pixels: tiles up to this side are so few bytes that JPEG would save none and blur them
 _BLOCK = 8  # pixels: JPEG's blocks; a tile that starts on one is not smeared by its neighbour
 _QUALITY = 80  # with the colours in full: halving them dulls the small patches of colour of a projection
@@ -66,6 +67,11 @@ def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]
     return sprite(tiles, shape), contrast
 
 
+def fine(result: Projections, row: int, shape: Shape) -> str:
+    """Return one unit's projections alone, not reduced; their contrasts are those of `units`."""
+    return signed_sprite(in_order(result.projections[row].float(), result.order), shape)[0]
+
+
 def stretch(values: Tensor) -> tuple[Tensor, list[float]]:
     """Return signed tiles (K, C, h, w) each on its own scale within 0–1, and what brings them to a common one."""
     own = torch.stack([peak_of(tile.flatten()) for tile in values])
@@ -106,7 +112,8 @@ def sprite(tiles: Tensor, shape: Shape) -> str:
     if shape.mime == "image/png":
         image.save(buffer, "PNG", optimize=True)
     else:
-        image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
+        # Not optimized: Pillow's buffer for that is too small for large tiles of noise.
+        image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

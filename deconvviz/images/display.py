@@ -7,27 +7,49 @@ from collections.abc import Sequence
 
 import torch
 
-SATURATED = 0.005  # of a block's values are shown as plain white or black
+from ..errors import OptionError
+
+PERCENTILE = 99.5  # of a block's values span the colours, the rest is shown as plain white or black
 GRAY = 0.5  # a projection of zero, and what lies beyond the image's edge
 
 
-def signed(values: torch.Tensor, *, per: str) -> torch.Tensor:
-    """Map signed (U, K, C, h, w) to 0–1: zero becomes mid-gray, one symmetric scale per block or tile.
+def signed(
+    values: torch.Tensor, *, per: str, percentile: float = PERCENTILE, smooth: float = 0.0, gray: bool = False
+) -> torch.Tensor:
+    """Map signed (U, K, C, h, w) to 0–1: zero becomes mid-gray, one symmetric scale per block, tile or sheet.
 
     The largest half percent of the values that are not zero saturates: a few peaks would leave the rest gray.
+    `smooth` is the standard deviation in pixels of a Gaussian, `gray` shows the mean of the channels.
     """
-    rows = values.flatten(1 if per == "block" else 2)
-    scales = torch.stack([peak_of(row) for row in rows.flatten(0, -2)]).view(rows.shape[:-1])
+    if not (isinstance(percentile, (int, float)) and 0 < percentile <= 100):
+        raise OptionError(f"percentile={percentile!r}: give a number above 0, up to 100.")
+    if not (isinstance(smooth, (int, float)) and 0 <= smooth < math.inf):
+        raise OptionError(f"smooth={smooth!r}: give a Gaussian's standard deviation in pixels, 0 for none.")
+    values = smoothed(values.mean(2, keepdim=True).expand_as(values) if gray else values, smooth)
+    rows = values.flatten(0 if per == "sheet" else 1 if per == "block" else 2)
+    scales = torch.stack([peak_of(row, percentile) for row in rows.reshape(-1, rows.shape[-1])]).view(rows.shape[:-1])
     scale = scales.view(*scales.shape, *(1,) * (values.dim() - scales.dim()))
     return GRAY + GRAY * (values / scale).clamp(-1, 1)
 
 
-def peak_of(values: torch.Tensor) -> torch.Tensor:
-    """Return the size that is shown as plain white or black: all but the largest half percent are below it."""
+def smoothed(values: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return (…, h, w) after a Gaussian of so many pixels; beyond the edge is nothing."""
+    if sigma == 0:
+        return values
+    radius = math.ceil(3 * sigma)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=values.dtype) / sigma) ** 2)
+    weights = weights / weights.sum()
+    maps = values.reshape(-1, 1, *values.shape[-2:])
+    maps = torch.nn.functional.conv2d(maps, weights.view(1, 1, -1, 1), padding=(radius, 0))
+    return torch.nn.functional.conv2d(maps, weights.view(1, 1, 1, -1), padding=(0, radius)).view_as(values)
+
+
+def peak_of(values: torch.Tensor, percentile: float = PERCENTILE) -> torch.Tensor:
+    """Return the size that is shown as plain white or black: so many percent of those that are not zero reach it."""
     sizes = values[values != 0].abs()
     if not len(sizes):
         return values.new_ones(())
-    rank = max(1, math.ceil((1 - SATURATED) * len(sizes)))
+    rank = max(1, math.ceil(percentile / 100 * len(sizes)))
     return sizes.kthvalue(rank).values.clamp_min(1e-30)  # dividing by a denormal number would overflow
 
 

@@ -76,6 +76,15 @@ class ImageSet:
         """Return the number of images."""
         return len(self._source)
 
+    def names_of(self, ids: Tensor) -> dict[int, str]:
+        """Return the names of the images `ids`, of any shape; -1 is none."""
+        return {i: self.names[i] for i in ids.unique().tolist() if i >= 0}
+
+    def labels_of(self, ids: Tensor) -> dict[int, str]:
+        """Return the labels of the images `ids` as text; an empty dict where none are known."""
+        labels = self.labels
+        return {} if labels is None else {i: str(labels[i]) for i in ids.unique().tolist() if i >= 0}
+
     @property
     def are_pictures(self) -> bool:
         """Whether these are pictures, brought into the model's input space, and no tensors that were there already."""

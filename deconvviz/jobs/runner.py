@@ -34,6 +34,22 @@ class Kept(Protocol):
         """Say that a block is done and all of it is written."""
 
 
+class After:
+    """The blocks of a second part of a job, numbered on after those of the first."""
+
+    def __init__(self, kept: Kept, first: int) -> None:
+        """Number them from `first` on."""
+        self.kept, self.first = kept, first
+
+    def has(self, block: int) -> bool:
+        """Say whether a block is done."""
+        return self.kept.has(self.first + block)
+
+    def mark(self, block: int) -> None:
+        """Say that a block is done and all of it is written."""
+        self.kept.mark(self.first + block)
+
+
 class Memory:
     """Blocks that go to memory: nothing is there when a job begins, nothing outlives it."""
 

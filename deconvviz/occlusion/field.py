@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..projection.result import Projections
-from ..results.base import Result, tuples
+from ..projection.result import Projections, UnitPatches
+from ..results.base import Result, by_id, tuples
 from ..results.text import amount, layer_name
 from .cells import cell_edges
 
 SHARE = 0.9  # of the positive evidence, which the effective field holds
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Evidence(Result):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Evidence(UnitPatches, Result):
     """Where the nine patches of U units hold what excites the unit: what covering each place takes away.
 
     Fields, all tensors on the CPU: `units` (U,), `activations` (U, K), `image_ids` (U, K) index into the images given,
@@ -28,8 +28,10 @@ class Evidence(Result):
     (row, col), 0 where that covers nothing of the image; `rows` (R,) and `cols` (C,) are the occluder's upper left
     corners in the patch, `size` its pixels, `stride` those between its places; `field` (U, 4): the smallest box in the
     patch with 90 % of the positive evidence, summed over the unit's K patches, all 0 for a unit without any; `in_full`
-    (U, K): the whole network ran on each covered image; `skipped` (image id, reason) the images that could not be read.
-    `plot` draws it, see `deconvviz.plotting.evidence.draw`.
+    (U, K): the whole network ran on each covered image; `measured` (U, K, rows, cols): false where `refine` made that
+    the number is interpolated, None: nowhere. `names` and `labels` are what the images are called, by their ids,
+    `skipped` (image id, reason) those that could not be read. Where `rule` was given, `projections` (U, K, C, h, w) are
+    those of `project`, with `likeness` (U,) and `note` as there. `plot` draws it, see `deconvviz.plotting.evidence.draw`.
     """
 
     layer: str
@@ -51,10 +53,22 @@ class Evidence(Result):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     order: tuple[int, ...] | None = None
+    measured: Tensor | None = None
+    projections: Tensor | None = None
+    likeness: Tensor | None = None
+    rule: str | None = None
+    switches: int | None = None
+    count: int | None = None
     skipped: tuple[tuple[int, str], ...] = ()
+    names: dict[int, str] = dataclasses.field(default_factory=dict)
+    labels: dict[int, str] = dataclasses.field(default_factory=dict)
 
     file_kind = "evidence"
     drawn_by = "evidence"
+    by_unit = (
+        *("units", "activations", "image_ids", "positions", "boxes", "patches", "maps", "field", "in_full"),
+        *("measured", "projections", "likeness"),
+    )
 
     def plot(
         self,
@@ -63,6 +77,11 @@ class Evidence(Result):
         units: Sequence[int] | None = None,
         projections: Projections | None = None,
         columns: int | None = None,
+        crop: str = "field",
+        scale: str = "unit",
+        smooth: float = 0.0,
+        gray: bool = False,
+        percentile: float = 99.5,
         ax: Any = None,
         title: str | None = None,
         figsize: tuple[float, float] | None = None,
@@ -70,11 +89,12 @@ class Evidence(Result):
         fontsize: float | None = None,
         cmap: str | None = None,
     ) -> Any:
-        """Draw patches and evidence, and the projections of the same units if they are given.
+        """Draw patches and evidence, and the projections of the same units if they are given or came along.
 
         See `deconvviz.plotting.evidence.draw` and `Result.plot`.
         """
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        look |= {"crop": crop, "scale": scale, "smooth": smooth, "gray": gray, "percentile": percentile}
         return self.draw("draw", figure, units=units, projections=projections, columns=columns, **look)
 
     def describe(self) -> str:
@@ -84,6 +104,10 @@ class Evidence(Result):
         places = f"{len(self.rows)}×{len(self.cols)} places"
         named = layer_name(self.layer, self.number)
         return f"{named}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px, {places}"
+
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: those of all patches, and the most that covering one place takes away."""
+        return super().columns() | {"largest_drop": self.maps.flatten(2).amax(2)[self.mask]}
 
     def over_pixels(self, which: Sequence[int] | None = None) -> Tensor:
         """Return (U, K, h, w): at each pixel the mean evidence of the occluders that cover it, of units by their place."""
@@ -99,29 +123,27 @@ class Evidence(Result):
 
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what a file's header says, and the arrays in it."""
-        return {name: getattr(self, name) for name in FACTS}, {name: getattr(self, name) for name in ARRAYS}
+        arrays = {name: getattr(self, name) for name in (*self.by_unit, "rows", "cols")}
+        facts = {name: getattr(self, name) for name in FACTS}
+        return facts, {name: array for name, array in arrays.items() if array is not None}
 
     @classmethod
     def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Evidence:
         """Take back what `header` returned."""
         fields: dict[str, Any] = {**arrays, **{name: tuples(value) for name, value in facts.items()}}
-        return cls(**fields)
+        return cls(**fields | {name: by_id(facts.get(name, {})) for name in ("names", "labels")})
 
 
-ARRAYS = (
-    "units",
-    "activations",
-    "image_ids",
-    "positions",
-    "boxes",
-    "patches",
-    "maps",
-    "rows",
-    "cols",
-    "field",
-    "in_full",
+FACTS = (
+    *("layer", "size", "stride", "fill_name", "number", "mean", "std", "order", "rule", "switches", "count"),
+    *("skipped", "names", "labels"),
 )
-FACTS = ("layer", "size", "stride", "fill_name", "number", "mean", "std", "order", "skipped")
+
+
+def centres(first: Tensor, window: int, length: int) -> tuple[int, int]:
+    """Return the pixels at the centres of the first and the last occluder along one dimension."""
+    low, high = int(first[0]), int(first[-1])
+    return (low + min(low + window, length)) // 2, max((high + min(high + window, length)) // 2, (low + window) // 2)
 
 
 def effective_field(

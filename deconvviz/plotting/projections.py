@@ -13,14 +13,19 @@ from matplotlib.figure import Figure
 from skimage.util import montage
 
 from ..errors import OptionError, UnitError
-from ..images.display import GRAY, in_order, inside_image, rgb, signed, true_colours
+from ..images.display import GRAY, PERCENTILE, in_order, inside_image, rgb, signed, true_colours
+from ..occlusion.field import smallest_box
 from ..projection.result import Projections
 from .style import DPI, WARNING, inches, picture, through
 
 MOST = 64  # blocks in one picture; more would be dots
 _RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
 _LETTER, _LINE = 8, 18  # pixels: what a letter of a note takes, and a line of it
-_SCALES = ("unit", "projection")
+_SCALES = {"unit": "block", "projection": "tile", "sheet": "sheet"}
+_CROPS = ("field", "effective")
+ENERGY = 0.95  # of a unit's projections, which an effective crop of them holds
+_CELLS = 48  # per side, in which that box is looked for
+_LEAST = 6  # pixels: a crop is no smaller
 
 
 @picture
@@ -31,6 +36,10 @@ def draw(
     units: Sequence[int] | None = None,
     scale: str = "unit",
     columns: int | None = None,
+    crop: str = "field",
+    smooth: float = 0.0,
+    gray: bool = False,
+    percentile: float = PERCENTILE,
     title: str | None = None,
     cmap: str | None = None,
 ) -> Figure:
@@ -47,9 +56,14 @@ def draw(
         figure: A matplotlib figure or subfigure to draw into; a new one of the fitting size if None.
         units: The units to draw, by number; None draws all, at most the first 64.
         scale: "unit": one symmetric scale for the block of a unit, so that its tiles can be compared;
-            "projection": each tile stretched by itself, as in the paper.
-            Zero is mid-gray in both; the largest half percent of the values saturates.
+            "projection": each tile stretched by itself, as in the paper; "sheet": one for all units.
+            Zero is mid-gray in all.
         columns: Blocks beside each other; None makes the sheet nearly square.
+        crop: "field": tiles show the whole receptive field; "effective": of each unit the smallest box, of the
+            field's proportions, that holds 95 % of its projections' energy; its height stands above the block.
+        smooth: Standard deviation in pixels of a Gaussian that the projections are shown through; 0: none.
+        gray: Show the mean of a projection's channels.
+        percentile: Of the values that are not zero, how many percent span the colours; the rest saturates.
         title: The line above; the layer's name if None.
         cmap: One of matplotlib's colour maps, for the mean of a projection's channels; None: their own colours.
 
@@ -58,17 +72,21 @@ def draw(
 
     Raises:
         UnitError: A unit that the result does not hold.
-        OptionError: An unknown scale.
+        OptionError: An unknown scale or crop, or another option without meaning.
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", Fig. 2.
     """
     rows = rows_of(result, units)
-    left, right = compose(result, units=units, scale=scale, columns=columns)
-    left = through(cmap, left)
-    stories = [[_story(result, row, side) for row in rows] for side in (0, 1)]
-    labels = stories if len(rows) == 1 else [numbers_above(result, rows)] * 2
-    sides = [(left, "projections", labels[0]), (right, "patches", labels[1])]
     grid = Grid.of(result, len(rows), columns)
+    shown: dict[str, Any] = {"scale": scale, "smooth": smooth, "gray": gray, "percentile": percentile}
+    crops = Crops.of(
+        crop, result, rows, [energy_box(result.projections[row]) for row in rows] if crop != "field" else []
+    )
+    left = through(cmap, crops.fill(grid, signal_of(result, rows, **shown)))
+    right = crops.fill(grid, photos_of(result, rows))
+    stories = [[_story(result, row, side) for row in rows] for side in (0, 1)]
+    labels = stories if len(rows) == 1 else [crops.said(numbers_above(result, rows))] * 2
+    sides = [(left, "projections" + said_of(smooth, gray, percentile), labels[0]), (right, "patches", labels[1])]
     return draw_sides(sides, grid, title or _title(result, len(rows)), result.note, figure)
 
 
@@ -114,13 +132,24 @@ def compose(
         >>> left.shape == right.shape  # doctest: +SKIP
         True
     """
-    if scale not in _SCALES:
-        raise OptionError(f"scale={scale!r} has no meaning here. Give {' or '.join(map(repr, _SCALES))}.")
     rows = rows_of(result, units)
     grid = Grid.of(result, len(rows), columns)
-    signal = signed(result.projections[rows].float(), per="block" if scale == "unit" else "tile")
-    signal = in_order(signal, result.order)
-    return grid.fill(signal.masked_fill(silent_places(result, rows), 1.0)), grid.fill(photos_of(result, rows))
+    return grid.fill(signal_of(result, rows, scale=scale)), grid.fill(photos_of(result, rows))
+
+
+def signal_of(result: Any, rows: Sequence[int], *, scale: str, **look: Any) -> torch.Tensor:
+    """Return the projections (U, K, C, h, w) of some units around mid-gray; `look` is what `signed` takes."""
+    if scale not in _SCALES:
+        raise OptionError(f"scale={scale!r} has no meaning here. Give {' or '.join(map(repr, _SCALES))}.")
+    signal = in_order(signed(result.projections[rows].float(), per=_SCALES[scale], **look), result.order)
+    return signal.masked_fill(silent_places(result, rows), 1.0)
+
+
+def said_of(smooth: float, gray: bool, percentile: float) -> str:
+    """Return how projections are shown, as the caption says it where that is not as usual."""
+    said = [f"smoothed by {smooth:g} px"] * (smooth > 0) + ["gray"] * gray
+    said += [f"{percentile:g} % span the colours"] * (percentile != PERCENTILE)
+    return f" ({', '.join(said)})" if said else ""
 
 
 def photos_of(result: Any, rows: Sequence[int]) -> torch.Tensor:
@@ -155,6 +184,66 @@ def sheet(values: torch.Tensor, figure: Figure | None = None, *, title: str = ""
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize=8, pad=3)
     return figure
+
+
+class Crops(NamedTuple):
+    """The part (top, left, bottom, right) of each unit's tiles that is shown; none: all of them."""
+
+    boxes: Sequence[tuple[int, int, int, int]]
+
+    @classmethod
+    def of(cls, crop: str, result: Any, rows: Sequence[int], fields: Sequence[Sequence[int]]) -> Crops:
+        """Choose the effective fields, grown to the proportions of the patches; an empty one is the whole patch."""
+        if crop not in _CROPS:
+            raise OptionError(f"crop={crop!r} has no meaning here. Give {' or '.join(map(repr, _CROPS))}.")
+        height, width = result.patches.shape[-2:]
+        return cls([] if crop == "field" else [_in_proportion(box, height, width) for box in fields])
+
+    def fill(self, grid: Grid, tiles: torch.Tensor) -> np.ndarray:
+        """Put the parts of tiles (U, K, C, h, w) in their places."""
+        if not self.boxes:
+            return grid.fill(tiles)
+        parts = []
+        for unit, (top, left, bottom, right) in zip(tiles, self.boxes, strict=True):
+            parts.append(grid.resized(unit[:, :, top:bottom, left:right]))
+        return grid.fill(torch.stack(parts))
+
+    def said(self, labels: Sequence[str]) -> list[str]:
+        """Add to each unit's label how many pixels high its part is."""
+        if not self.boxes:
+            return list(labels)
+        return [f"{text} · {bottom - top} px" for text, (top, _, bottom, _) in zip(labels, self.boxes, strict=True)]
+
+
+def energy_box(projections: torch.Tensor) -> Sequence[int]:
+    """Return the smallest box (top, left, bottom, right) with 95 % of the energy of projections (K, C, h, w).
+
+    It is looked for in cells of a few pixels where the tiles are large. All 0 where there is no energy.
+    """
+    energy = projections.double().square().sum((0, 1))
+    cell = math.ceil(max(energy.shape) / _CELLS)
+    height, width = energy.shape
+    padded = torch.nn.functional.pad(energy, (0, -width % cell, 0, -height % cell))
+    cells = padded.unflatten(1, (-1, cell)).sum(2).unflatten(0, (-1, cell)).sum(1)
+    found = smallest_box(cells, ENERGY)
+    if found is None:
+        return (0, 0, 0, 0)
+    top, left, bottom, right = (cell * edge for edge in found)
+    return top, left, min(bottom, height), min(right, width)
+
+
+def _in_proportion(box: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Grow a box to the proportions of a patch of `height` × `width`, around its middle where there is room."""
+    top, left, bottom, right = (int(edge) for edge in box)
+    if bottom <= top:
+        return 0, 0, height, width
+    share = min(1.0, max((bottom - top) / height, (right - left) / width, _LEAST / min(height, width)))
+    high, wide = math.ceil(share * height), math.ceil(share * width)
+    first = [(low + end - size) // 2 for low, end, size in ((top, bottom, high), (left, right, wide))]
+    top, left = (
+        max(0, min(at, length - size)) for at, length, size in zip(first, (height, width), (high, wide), strict=True)
+    )
+    return top, left, top + high, left + wide
 
 
 class Grid(NamedTuple):
@@ -201,12 +290,13 @@ class Grid(NamedTuple):
 
     def fill(self, tiles: torch.Tensor) -> np.ndarray:
         """Put tiles (U, K, C, h, w) in their places: (H, W, 3)."""
-        tiles = self._resized(rgb(tiles).flatten(0, 1)).unflatten(0, tiles.shape[:2])
+        tiles = self.resized(rgb(tiles).flatten(0, 1)).unflatten(0, tiles.shape[:2])
         shape = self.square(self.tiles)
         blocks = [_montage(block, shape, _RULE) for block in tiles.permute(0, 1, 3, 4, 2).numpy()]
         return _montage(np.stack(blocks), (math.ceil(self.blocks / self.across), self.across), _GAP)
 
-    def _resized(self, tiles: torch.Tensor) -> torch.Tensor:
+    def resized(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Bring tiles (n, C, h, w) to the size that is shown."""
         factor, rest = divmod(self.width, tiles.shape[-1])
         if rest == 0 and self.height == factor * tiles.shape[-2]:
             return tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

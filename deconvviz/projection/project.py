@@ -24,7 +24,7 @@ from ..rules import table as rules
 from ..rules.signals import Items
 from ..tape.record import record
 from ..topk.result import TopK
-from .bulk import allocate, fill
+from .bulk import Frames, allocate, fill
 from .deconvnet import begin, carry
 from .result import Projections, likeness
 from .strongest import find_frames, hash_job, images_per_unit
@@ -48,6 +48,7 @@ def project(
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     distinct: str | None = None,
+    interior: bool = False,
     on_error: str = "raise",
     progress: bool = True,
 ) -> Projections:
@@ -84,6 +85,7 @@ def project(
             killed goes on from the files `.name.draft…` beside it when the same call is made again.
         distinct: "source": of each photo, file or video at most one image per unit, its strongest; "label": of each
             label; None: every image counts.
+        interior: Take only places whose receptive field lies inside the image, see `top`.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Whether to show progress bars.
 
@@ -110,7 +112,7 @@ def project(
             check_weights(network)
             found = resolve(network, layer, example, saving)
             # Before the long scan: refuse an operation without a rule now.
-            _rehearse(network, found, example, saving)
+            rehearse(network, found, example, saving)
         chosen = torch.tensor(found.choose(units))
         frames, scan = find_frames(
             *(model, source, found, chosen, scan or k, draft),
@@ -118,9 +120,10 @@ def project(
             workers=workers,
             progress=progress,
             distinct=distinct,
+            interior=interior,
             on_error=on_error,
         )
-        facts = _facts(found, source, rule, scan.skipped)
+        facts = _facts(frames, source, rule, scan.skipped)
         known = {"kind": "projections", **facts}
         key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, saving, batch_size)
         team.agree(key, "weights, images or options")
@@ -144,14 +147,15 @@ def project(
     return result
 
 
-def _facts(layer: Layer, source: ImageSet, rule: str, skipped: tuple[tuple[int, str], ...]) -> dict[str, Any]:
+def _facts(frames: Frames, source: ImageSet, rule: str, skipped: tuple[tuple[int, str], ...]) -> dict[str, Any]:
     """Return the fields of the result that are no arrays."""
-    seen = source.preprocess.inverse
-    facts = {"layer": layer.name, "number": layer.number, "rule": rule, "switches": layer.switches}
-    return facts | {"mean": seen.mean, "std": seen.std, "order": seen.order, "count": len(source), "skipped": skipped}
+    seen, layer = source.preprocess.inverse, frames.layer
+    facts: dict[str, Any] = {"layer": layer.name, "number": layer.number, "rule": rule, "switches": layer.switches}
+    facts |= {"mean": seen.mean, "std": seen.std, "order": seen.order, "count": len(source), "skipped": skipped}
+    return facts | {"names": source.names_of(frames.ids), "labels": source.labels_of(frames.ids)}
 
 
-def _rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> None:
+def rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> None:
     """Go all the way once, with the first image as a batch of two: an operation that mixes images shows there."""
 
     def go(images: Tensor) -> None:

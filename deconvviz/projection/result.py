@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import UnitError
-from ..results.base import Result, dataframe, tuples
+from ..results.base import Result, by_id, named_columns, tuples
 from ..results.text import amount
 
 # From this mean cosine on the nine are nearly one: on networks without max-pools it is 0.8 to 1.0, on SqueezeNet 0.1.
@@ -18,8 +18,76 @@ ALIKE = 0.5
 SMALL = 11  # pixels: up to this size a projection is a filter, or little more, and alike on every network
 
 
+class UnitPatches:
+    """What results that hold K patches of each of U units share: `result[unit]`, iteration, a table."""
+
+    by_unit: ClassVar[tuple[str, ...]]  # the fields whose first dimension is the units
+
+    layer: str
+    units: Tensor
+    activations: Tensor
+    image_ids: Tensor
+    positions: Tensor
+    boxes: Tensor
+    patches: Tensor
+    likeness: Tensor | None
+    switches: int | None
+    count: int | None
+    names: dict[int, str]
+    labels: dict[int, str]
+
+    def __len__(self) -> int:
+        """Return the number of units."""
+        return len(self.units)
+
+    def __iter__(self: _Own) -> Iterator[_Own]:
+        """Go through the units, each as a result of its own."""
+        return (self[unit] for unit in self.units.tolist())
+
+    def __getitem__(self: _Own, unit: int) -> _Own:
+        """Return the result of one unit, by its number."""
+        where = (self.units == unit).nonzero().flatten()
+        if not len(where):
+            have = ", ".join(map(str, self.units[:20].tolist())) + (", …" if len(self) > 20 else "")
+            raise UnitError(f"unit {unit!r} is not in this result, it holds {amount(len(self), 'unit')} ({have}).")
+        row = int(where[0])
+        held = {name: getattr(self, name) for name in self.by_unit}
+        rows = {name: x[row : row + 1] for name, x in held.items() if x is not None}
+        shown = rows["image_ids"].unique().tolist()
+        texts = {
+            name: {i: text for i, text in getattr(self, name).items() if i in shown} for name in ("names", "labels")
+        }
+        return replace(self, **rows, **texts)  # type: ignore[type-var]
+
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each image of each unit, strongest first; empty places are left out."""
+        unit, rank = self.mask.nonzero().unbind(1)
+        row, col = self.positions[unit, rank].unbind(1)
+        top, left, bottom, right = self.boxes[unit, rank].unbind(1)
+        plain = {"layer": [self.layer] * len(unit), "unit": self.units[unit], "rank": rank}
+        values = {"activation": self.activations[unit, rank], "image_id": self.image_ids[unit, rank]}
+        box = {"top": top, "left": left, "bottom": bottom, "right": right}
+        named = named_columns(values["image_id"].tolist(), self.names, self.labels)
+        return {**plain, **values, "row": row, "col": col, **box, **named}
+
+    @property
+    def mask(self) -> Tensor:
+        """(U, K) bool: whether the place holds an image that excites the unit."""
+        return self.image_ids >= 0
+
+    @property
+    def note(self) -> str:
+        """What this picture cannot show, in one sentence; "" where there is nothing to say."""
+        if self.likeness is None or self.switches is None:
+            return ""
+        return warn_of_likeness(self.likeness, self.switches, max(self.patches.shape[-2:]))
+
+
+_Own = TypeVar("_Own", bound=UnitPatches)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Projections(Result):
+class Projections(UnitPatches, Result):
     """The top activations of U units of a layer: K images each, their patches and their projections.
 
     Fields, all tensors on the CPU: `units` (U,), `activations` (U, K), `image_ids` (U, K) index into the images
@@ -33,7 +101,8 @@ class Projections(Result):
     `preactivations` (U, K) is what went into the layer's activation where that has an upper end, such as ReLU6: equal
     activations are ranked by it. A place that no image excites is empty: image id −1, `mask` false, its pictures zero.
     `count` is how many images were looked at, `skipped` (image id, reason) those of them that could not be read, `order`
-    which of red, green and blue each channel is where that is not their order.
+    which of red, green and blue each channel is where that is not their order, `names` and `labels` what the images
+    are called, by their ids (a dict each; no labels: empty).
     `plot` draws the paper's Fig. 2, see `deconvviz.plotting.projections.draw`.
     """
 
@@ -55,9 +124,15 @@ class Projections(Result):
     order: tuple[int, ...] | None = None
     count: int | None = None
     skipped: tuple[tuple[int, str], ...] = ()
+    names: dict[int, str] = field(default_factory=dict)
+    labels: dict[int, str] = field(default_factory=dict)
 
     file_kind = "projections"
     drawn_by = "projections"
+    by_unit = (
+        *("units", "activations", "preactivations", "image_ids", "positions", "boxes", "likeness"),
+        *("patches", "projections"),
+    )
 
     def plot(
         self,
@@ -66,6 +141,10 @@ class Projections(Result):
         units: Sequence[int] | None = None,
         scale: str = "unit",
         columns: int | None = None,
+        crop: str = "field",
+        smooth: float = 0.0,
+        gray: bool = False,
+        percentile: float = 99.5,
         ax: Any = None,
         title: str | None = None,
         figsize: tuple[float, float] | None = None,
@@ -75,35 +154,8 @@ class Projections(Result):
     ) -> Any:
         """Draw the paper's Fig. 2; see `deconvviz.plotting.projections.draw` and `Result.plot`."""
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
+        look |= {"crop": crop, "smooth": smooth, "gray": gray, "percentile": percentile}
         return self.draw("draw", figure, units=units, scale=scale, columns=columns, **look)
-
-    def __len__(self) -> int:
-        """Return the number of units."""
-        return len(self.units)
-
-    def __iter__(self) -> Iterator[Projections]:
-        """Go through the units, each as a result of its own."""
-        return (self[unit] for unit in self.units.tolist())
-
-    def __getitem__(self, unit: int) -> Projections:
-        """Return the result of one unit, by its number."""
-        where = (self.units == unit).nonzero().flatten()
-        if not len(where):
-            have = ", ".join(map(str, self.units[:20].tolist())) + (", …" if len(self) > 20 else "")
-            raise UnitError(f"unit {unit!r} is not in this result, it holds {amount(len(self), 'unit')} ({have}).")
-        row = int(where[0])
-        held = {name: getattr(self, name) for name in _ARRAYS}
-        return replace(self, **{name: x[row : row + 1] for name, x in held.items() if x is not None})
-
-    def to_dataframe(self) -> Any:
-        """Return a pandas table: a row for each image of each unit, strongest first; empty places are left out."""
-        unit, rank = (self.image_ids >= 0).nonzero().unbind(1)
-        row, col = self.positions[unit, rank].unbind(1)
-        top, left, bottom, right = self.boxes[unit, rank].unbind(1)
-        plain = {"layer": [self.layer] * len(unit), "unit": self.units[unit], "rank": rank}
-        values = {"activation": self.activations[unit, rank], "image_id": self.image_ids[unit, rank]}
-        box = {"top": top, "left": left, "bottom": bottom, "right": right}
-        return dataframe({**plain, **values, "row": row, "col": col, **box})
 
     def describe(self) -> str:
         """Say of which layer, how many and how large."""
@@ -115,32 +167,20 @@ class Projections(Result):
         return f"{self.layer}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px{note}"
 
     @property
-    def mask(self) -> Tensor:
-        """(U, K) bool: whether the place holds an image that excites the unit."""
-        return self.image_ids >= 0
-
-    @property
     def likeness_of_units(self) -> float:
         """The mean cosine between the units' mean projections; NaN where there are not two."""
         return mean_cosine(torch.stack([_directions(tiles).mean(0) for tiles in self.projections]))
 
-    @property
-    def note(self) -> str:
-        """What this picture cannot show, in one sentence; "" where there is nothing to say."""
-        if self.likeness is None or self.switches is None:
-            return ""
-        return warn_of_likeness(self.likeness, self.switches, max(self.patches.shape[-2:]))
-
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what a file's header says, and the arrays in it."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        arrays = {name: getattr(self, name) for name in self.by_unit if getattr(self, name) is not None}
         return {name: getattr(self, name) for name in _FACTS}, arrays
 
     @classmethod
     def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Projections:
         """Take back what `header` returned."""
         fields: dict[str, Any] = {**arrays, **{name: tuples(value) for name, value in facts.items()}}
-        return cls(**fields)
+        return cls(**fields | {name: by_id(facts.get(name, {})) for name in ("names", "labels")})
 
 
 def likeness(projections: Tensor) -> Tensor:
@@ -174,6 +214,4 @@ def warn_of_likeness(likeness: Tensor, switches: int, side: int) -> str:
     )
 
 
-_KNOWN = ("units", "activations", "preactivations", "image_ids", "positions", "boxes", "likeness")
-_ARRAYS = (*_KNOWN, "patches", "projections")
-_FACTS = ("layer", "number", "rule", "switches", "mean", "std", "order", "count", "skipped")
+_FACTS = ("layer", "number", "rule", "switches", "mean", "std", "order", "count", "skipped", "names", "labels")

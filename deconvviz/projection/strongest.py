@@ -46,6 +46,9 @@ def find_frames(
     channels = source.example(options.get("on_error", "raise")).shape[1]
     if not isinstance(top, TopK):
         top = _scan(model, source, layer, draft, k=top, **options)
+    for name in ("distinct", "interior"):
+        if (wanted := options.get(name)) and wanted != getattr(top, name):
+            raise OptionError(f"{name}={wanted!r}: the scan in top= was made without it. Give it to deconvviz.top.")
     best = top[next((name for name in _names(layer) if name in top), layer.name)]
     if (last := int(best.image_ids.max())) >= len(source):
         raise ImageError(f"the scan counted other images: it names image {last} of {len(source)}.")

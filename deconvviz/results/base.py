@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -159,17 +159,42 @@ class Result(Stored):
         """Return the numbers as text, in lines; what has none says the one line that `print` says."""
         return str(self)
 
+    def columns(self) -> dict[str, Any]:
+        """Return the numbers as columns of a table by name, each a tensor or a list of one length.
+
+        Raises:
+            OptionError: This kind of result has no rows.
+        """
+        raise OptionError(f"{type(self).__name__} has no rows, so it is no table; its fields are tensors.")
+
+    def to_dataframe(self) -> Any:
+        """Return `columns` as a pandas table.
+
+        Raises:
+            OptionError: pandas is not installed, or this kind of result has no rows.
+        """
+        columns = self.columns()
+        try:
+            import pandas
+        except ImportError as error:
+            raise OptionError(
+                "to_dataframe needs pandas, which is not installed: pip install 'deconvviz[pandas]'."
+            ) from error
+        return pandas.DataFrame({name: x.numpy() if isinstance(x, Tensor) else x for name, x in columns.items()})
+
     def _repr_png_(self) -> bytes:
         return png(self.plot())
 
 
-def dataframe(columns: Mapping[str, Any]) -> Any:
-    """Return columns as a pandas table; pandas is imported when it is asked for."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise OptionError("to_dataframe needs pandas, which is not installed: pip install pandas.") from error
-    return pandas.DataFrame({name: x.numpy() if isinstance(x, Tensor) else x for name, x in columns.items()})
+def named_columns(ids: Sequence[int], names: Mapping[int, str], labels: Mapping[int, str]) -> dict[str, list[str]]:
+    """Return the columns of a table that say what the images `ids` are called, as far as it is known."""
+    known = {"name": names, "label": labels}
+    return {column: [texts.get(i, "") for i in ids] for column, texts in known.items() if texts}
+
+
+def by_id(texts: Mapping[Any, str]) -> dict[int, str]:
+    """Return texts by the images' ids, which are text in JSON."""
+    return {int(i): text for i, text in texts.items()}
 
 
 def refuse_picture(path: str | os.PathLike[str]) -> None:

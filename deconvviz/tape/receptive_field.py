@@ -84,6 +84,13 @@ class Span:
             end - offset,
         )
 
+    def inner(self) -> slice:
+        """Return the positions that see most: the longest run of those whose field no end of the input cuts."""
+        seen = self.hi - self.lo
+        ends = np.flatnonzero(np.diff(np.pad(seen == seen.max(), 1).astype(np.int64)))
+        longest = int(np.argmax(ends[1::2] - ends[::2]))
+        return slice(int(ends[2 * longest]), int(ends[2 * longest + 1]))
+
     def whole(self, count: int) -> Span:
         """`count` positions, each of which sees all that this axis sees together."""
         lo, hi = int(self.lo.min()), int(self.hi.max())
@@ -127,6 +134,10 @@ class Reach:
         box = np.stack([self.rows.lo[row], self.cols.lo[col], self.rows.hi[row], self.cols.hi[col]], -1)
         empty = (box[..., :2] >= box[..., 2:]).any(-1, keepdims=True)
         return np.where(empty, 0, box)
+
+    def interior(self) -> tuple[slice, slice]:
+        """Return the rows and columns of the positions whose field lies inside the image, or most of it does."""
+        return self.rows.inner(), self.cols.inner()
 
     def union(self, other: Reach) -> Reach:
         """Join two inputs of one operation that have the same dimensions of rows and columns, or none."""

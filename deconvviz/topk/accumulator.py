@@ -23,13 +23,15 @@ class Strongest(Accumulator):
     """The k strongest images of each unit of a layer; an image counts once, with its strongest position.
 
     `before` makes of the pass what went into a saturating activation. With `origins`, one number per image of the
-    set, each origin counts once per unit, with its strongest image.
+    set, each origin counts once per unit, with its strongest image. `within` are the rows and columns of the map that
+    count; the places are those in this part of it, until they are given away.
     """
 
     layer: Layer
     k: int
     before: Before | None = None
     origins: Tensor | None = None
+    within: tuple[slice, slice] | None = None
     places: Places | None = None
 
     @property
@@ -43,6 +45,11 @@ class Strongest(Accumulator):
         if self.before is not None:
             sources = zip((layer.value for layer in self.before.layers), responses[1:], strict=True)
             ranked = self.before.build(dict(sources)).reshape(response.shape)
+        if self.within is not None:
+            same = response is ranked
+            part = (..., *self.within)
+            ranked = ranked[part]
+            response = ranked if same else response[part]
         # What was read from a file is on the CPU.
         places = empty(response) if self.places is None else Places(*(x.to(response.device) for x in self.places))
         look = response.device.type == "cpu"
@@ -73,7 +80,8 @@ class Strongest(Accumulator):
         """Say which layer, how many, and what else decides."""
         origins = b"" if self.origins is None else self.origins.numpy().tobytes()
         mark = hashlib.blake2b(origins, digest_size=16).hexdigest()
-        return f"strongest {self.layer.name} {self.k} {self.before is not None} {mark}"
+        inside = "" if self.within is None else f" {self.within}"
+        return f"strongest {self.layer.name} {self.k} {self.before is not None} {mark}{inside}"
 
     def flaw(self) -> Flaw | None:
         """Look at the first place of each unit, where NaN and infinity go."""
@@ -94,12 +102,15 @@ class Strongest(Accumulator):
             none |= places.values <= 0
         else:  # zeros that nothing comes after: of a unit that is never excited, or not by so many images
             none |= (places.values == 0) & (places.values[:, -1:] == 0)
+        positions = places.positions
+        if self.within is not None:
+            positions = positions + torch.tensor([part.start for part in self.within])
         return LayerTop(
             self.layer.name,
             self.layer.number,
             places.values.masked_fill(none, 0),
             places.ids.masked_fill(none, NOBODY),
-            places.positions.masked_fill(none[..., None], 0),
+            positions.masked_fill(none[..., None], 0),
             None if self.before is None else places.keys.masked_fill(none, 0),
             tuple(name for name in self.layer.aliases if name != self.layer.name),
         )

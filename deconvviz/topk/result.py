@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
-from ..results.base import Result, Stored, dataframe, tuples
+from ..results.base import Result, Stored, by_id, named_columns, tuples
 from ..results.text import amount, as_html, as_text, layer_name, listed, skipped_lines
 from .merging import NOBODY, Places, strongest
 
@@ -77,6 +77,9 @@ class TopK(Result, Mapping[str, LayerTop]):
         scan: what was scanned, as a hash, for a scan with a file; else empty.
         skipped: (image id, reason) of the images that could not be read, with `on_error="skip"`.
         distinct: what counted once per unit, "" for each image.
+        names: of each image in the result by its id: its file, or "image 7".
+        labels: of each image in the result by its id; empty where none are known.
+        interior: whether only positions counted whose field lies inside the image.
     """
 
     tops: tuple[LayerTop, ...]
@@ -85,6 +88,9 @@ class TopK(Result, Mapping[str, LayerTop]):
     scan: str = ""
     skipped: tuple[tuple[int, str], ...] = ()
     distinct: str = ""
+    names: dict[int, str] = dataclasses.field(default_factory=dict)
+    labels: dict[int, str] = dataclasses.field(default_factory=dict)
+    interior: bool = False
     file_kind = "topk"
     holds = (LayerTop,)
     drawn_by = "topk"
@@ -129,9 +135,17 @@ class TopK(Result, Mapping[str, LayerTop]):
             )
         if self.distinct or other.distinct:
             raise OptionError("scans with distinct= cannot be merged: which images share an origin is not kept.")
+        if self.interior != other.interior:
+            raise OptionError("one of the scans counted positions inside the image only (interior=), the other all.")
         count = self.count + other.count
         tops = tuple(_merge(a, b, min(self.k, count)) for a, b in zip(self.tops, other.tops, strict=True))
-        return TopK(tops, self.k, count, skipped=tuple(sorted((*self.skipped, *other.skipped))))
+        shown = {i for top in tops for i in top.image_ids.unique().tolist()}
+        names, labels = (
+            {i: text for i, text in sorted((a | b).items()) if i in shown}
+            for a, b in ((self.names, other.names), (self.labels, other.labels))
+        )
+        skipped = tuple(sorted((*self.skipped, *other.skipped)))
+        return TopK(tops, self.k, count, skipped=skipped, names=names, labels=labels, interior=self.interior)
 
     def shifted(self, first: int) -> TopK:
         """Return the same with `first` added to every image index: a scan of the images from `first` on."""
@@ -140,7 +154,8 @@ class TopK(Result, Mapping[str, LayerTop]):
             for top in self.tops
         )
         skipped = tuple((i + first, reason) for i, reason in self.skipped)
-        return dataclasses.replace(self, tops=tops, scan="", skipped=skipped)
+        names, labels = ({i + first: text for i, text in x.items()} for x in (self.names, self.labels))
+        return dataclasses.replace(self, tops=tops, scan="", skipped=skipped, names=names, labels=labels)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, check: bool = True) -> TopK:
@@ -168,7 +183,8 @@ class TopK(Result, Mapping[str, LayerTop]):
         layers = [[top.name, top.number] for top in self.tops]
         facts = {"layers": layers, "k": self.k, "count": self.count, "total": self.count, "scan": self.scan}
         aliases = {top.name: top.aliases for top in self.tops if top.aliases}
-        extra = {"skipped": self.skipped, "distinct": self.distinct, "aliases": aliases}
+        extra: dict[str, Any] = {"skipped": self.skipped, "distinct": self.distinct, "aliases": aliases}
+        extra |= {"names": self.names, "labels": self.labels, "interior": self.interior}
         return facts | {name: value for name, value in extra.items() if value}, arrays
 
     @classmethod
@@ -187,13 +203,22 @@ class TopK(Result, Mapping[str, LayerTop]):
             for name, number in facts["layers"]
         )
         skipped, distinct = tuples(facts.get("skipped", [])), facts.get("distinct", "")
-        return cls(tops, facts["k"], facts["count"], facts["scan"], skipped, distinct)
+        known = {name: by_id(facts.get(name, {})) for name in ("names", "labels")}
+        return cls(
+            tops,
+            facts["k"],
+            facts["count"],
+            facts["scan"],
+            skipped,
+            distinct,
+            **known,
+            interior=facts.get("interior", False),
+        )
 
-    def to_dataframe(self) -> Any:
-        """Return a pandas table: a row for each image of each unit, strongest first; empty places are left out."""
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("layer", "unit", "rank", "value", "image_id", "row", "col")
-        }
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each image of each unit, strongest first; empty places are left out."""
+        numbers = ("unit", "rank", "value", "image_id", "row", "col")
+        columns: dict[str, list[Any]] = {name: [] for name in ("layer", *numbers)}
         for top in self.tops:
             unit, rank = (top.image_ids >= 0).nonzero().unbind(1)
             found = (
@@ -204,9 +229,9 @@ class TopK(Result, Mapping[str, LayerTop]):
                 *top.positions[unit, rank].unbind(1),
             )
             columns["layer"] += [top.name] * len(unit)
-            for name, values in zip(list(columns)[1:], found, strict=True):
+            for name, values in zip(numbers, found, strict=True):
                 columns[name] += values.tolist()
-        return dataframe(columns)
+        return columns | named_columns(columns["image_id"], self.names, self.labels)
 
     def check_loaded(self, facts: dict[str, Any]) -> None:
         """Refuse numbers that do not fit together: images that were not seen, arrays of other sizes."""

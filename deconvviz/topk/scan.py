@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ def top(
     workers: int = 0,
     out: str | os.PathLike[str] | None = None,
     distinct: str | None = None,
+    interior: bool = False,
     on_error: str = "raise",
     progress: bool = True,
 ) -> TopK:
@@ -67,6 +69,8 @@ def top(
             length and four of its images, for it may be too large to read twice.
         distinct: "source": of each photo, file or video at most one place per unit, its strongest; "label": of each
             label; None: every image counts.
+        interior: let only positions count whose receptive field lies inside the image, so that no patch is cut by its
+            border; where the field is too large for that, those that lose least of it.
         on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: show a bar.
 
@@ -87,7 +91,10 @@ def top(
     opened = open_images(model, images, preprocess)
     tape, rows = first_pass(model, opened, on_error, layers)
     origins = _origins(opened, distinct)
-    strongest = [Strongest(x, k, before_saturation(tape, x), origins) for x in _chosen(rows, layers)]
+    strongest = [
+        Strongest(x, k, before_saturation(tape, x), origins, x.reach.interior() if interior else None)
+        for x in _chosen(rows, layers)
+    ]
     scan = Scan(
         model,
         opened,
@@ -103,7 +110,10 @@ def top(
     def finish(progress: Progress) -> TopK:
         tops = tuple(one.result() for one in progress.accumulators)
         skipped = tuple(sorted(progress.skipped.items()))
-        return TopK(tops, k, len(opened), scan.key if out is not None else "", skipped, distinct or "")
+        ids = torch.cat([one.image_ids.flatten() for one in tops])
+        known: dict[str, Any] = {"names": opened.names_of(ids), "labels": opened.labels_of(ids), "interior": interior}
+        key = scan.key if out is not None else ""
+        return TopK(tops, k, len(opened), key, skipped, distinct or "", **known)
 
     return scan.run(finish, TopK, out)
 

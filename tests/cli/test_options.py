@@ -26,6 +26,7 @@ NOT_OFFERED = {
     ("gradient_std", "labels"): "the folders are the labels",
     ("probe", "labels"): "the folders are the labels",
     ("report", "top"): "a scan in memory",
+    ("report", "highlights"): "a mapping",
     ("maximize", "directions"): "arrays",
     ("maximize", "top"): "a scan in memory",
     ("top_regions", "boxes"): "arrays",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -56,10 +57,10 @@ class Reader:
         self.page = page.as_uri()
         self.open()
 
-    def open(self) -> None:
-        """Load the page anew."""
+    def open(self, place: str = "") -> None:
+        """Load the page anew, at what follows the #."""
         self.driver.get("about:blank")  # else a change of the address after the # loads nothing
-        self.driver.get(self.page)
+        self.driver.get(self.page + place)
 
     def js(self, script: str) -> object:
         return self.driver.execute_script(f"return {script}")
@@ -105,6 +106,15 @@ def browser(page: Path, request: pytest.FixtureRequest) -> Iterator[Reader]:
 @pytest.fixture
 def reader(browser: Reader) -> Iterator[Reader]:
     browser.complaints()
+    browser.open("#layer/features.1")
+    yield browser
+    assert browser.complaints() == []
+
+
+@pytest.fixture
+def opened(browser: Reader) -> Iterator[Reader]:
+    """The page as it opens."""
+    browser.complaints()
     browser.open()
     yield browser
     assert browser.complaints() == []
@@ -119,6 +129,47 @@ def numbers(page: Path) -> list[dict]:
 def open_unit(reader: Reader, layer: dict, place: int) -> None:
     reader.click(f"#cards li:nth-child({place + 1}) a")
     reader.until(f"document.getElementById('unit').textContent == 'Unit {layer['units'][place]}'")
+
+
+def test_it_opens_on_telling_units_of_each_layer(opened, numbers):
+    cards = opened.js("[...document.querySelectorAll('.glance-card')].map(a => a.getAttribute('href'))")
+    expected = [f"#layer/{layer['name']}/{unit}" for layer in reversed(numbers) for unit in layer["highlights"]]
+    assert cards == expected and len(cards) == 6
+    kinds = [
+        opened.picture(f".glance-card canvas[data-kind={kind}]") for kind in ("patches", "evidence", "projections")
+    ]
+    assert len(set(kinds)) == 3
+    opened.until("performance.getEntriesByName('deconvviz-first-unit').length")
+    opened.click(".glance-card")
+    opened.until(f"document.getElementById('unit').textContent == 'Unit {numbers[1]['highlights'][0]}'")
+    assert opened.js("document.querySelector('#evidence').closest('figure').hidden") is False
+
+
+def test_a_unit_without_evidence_says_whose_was_measured(reader, numbers):
+    layer = numbers[0]
+    place = next(at for at, unit in enumerate(layer["units"]) if str(unit) not in layer["evidence"]["units"])
+    open_unit(reader, layer, place)
+    reader.until("document.getElementById('no-evidence').textContent.startsWith('Evidence was measured of 3 units')")
+    assert reader.js("document.querySelector('#evidence').closest('figure').hidden") is True
+
+
+def test_evidence_fades_what_changes_nothing(reader, numbers):
+    layer = numbers[1]
+    unit = layer["highlights"][0]
+    reader.driver.execute_script(f"location.hash = '#layer/{layer['name']}/{unit}'")
+    reader.until(f"document.getElementById('detail').dataset.shown == '1/{unit}'")
+    assert reader.picture("#evidence button canvas") != reader.picture("#patches button canvas")
+    rows, cols = layer["evidence"]["places"]
+    shares = base64.b64decode(layer["evidence"]["units"][str(unit)]["maps"])
+    assert len(shares) == 4 * rows * cols and max(shares) == 255
+    # Where a place counts for nothing the tile is light gray, where it counts for most it has the patch's colours.
+    read = """(() => {
+        const pixels = (group) => { const canvas = document.querySelector(`#${group} button canvas`);
+          return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]; };
+        const [patch, shown] = [pixels('patches'), pixels('evidence')];
+        return patch.map((value, i) => [value, shown[i]]).filter((_, i) => i % 4 < 3); })()"""
+    moved = [(shown - patch) / (209 - patch) for patch, shown in reader.js(read) if abs(209 - patch) > 60]
+    assert -0.05 < min(moved) < 0.75 and max(moved) < 0.92
 
 
 def test_the_first_unit_is_shown_and_the_moment_is_marked(reader, numbers):
@@ -150,6 +201,7 @@ def test_a_tile_shows_its_whole_image_with_the_box(reader, numbers):
     whole = reader.picture("#image")
     for number, selector in ((2, "#patches button:nth-child(2)"), (3, "#bars button:nth-child(3)")):
         reader.click(selector)
+        reader.driver.execute_script("document.getElementById('large').close()")
         assert reader.js("document.getElementById('which').textContent") == f"Image {number} of 4"
         top, left, bottom, right = numbers[0]["boxes"][1][number - 1]
         box = reader.js(

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from nets import Net, nets
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
 
 import deconvviz
 from deconvviz.errors import LayerError, ModelError, OptionError, StoreError, UnitError
@@ -336,3 +337,76 @@ def test_numbers_that_are_not_finite_are_refused():
     model[0].weight.data.mul_(1e6)
     with pytest.raises(ModelError, match="NaN or infinity"):
         evidence(model.float(), images().float(), layer=2, k=1, fill=torch.full((3, 20, 16), 3e38), progress=False)
+
+
+# ---- coarse to fine, and projections beside ----
+
+
+def test_refine_measures_where_the_map_changes_and_interpolates_the_rest():
+    model, x = network(), torch.rand(3, 3, 24, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    chosen = {"layer": "4", "units": [0, 2, 5], "k": 2, "size": 2, "stride": 1, "progress": False}
+    whole, found = evidence(model, x, **chosen), evidence(model, x, **chosen, refine=3)
+    assert whole.measured is None and found.measured is not None
+    there = found.measured & found.mask[:, :, None, None]
+    assert 0.2 < there.double().mean() < 0.98
+    assert torch.equal(found.maps[there], whole.maps[there])
+    # What was left out is what lies between neighbours on the coarse grid, of which none differs by a fifth of the range.
+    span = whole.maps.flatten(2).amax(2).clamp_min(0) - whole.maps.flatten(2).amin(2).clamp_max(0)
+    outside = ~found.measured & found.mask[:, :, None, None]
+    rows, cols = (sorted({*range(0, n, 3), n - 1}) for n in whole.maps.shape[-2:])
+    corners = found.maps[:, :, rows][:, :, :, cols]
+    for unit, image, row, col in outside.nonzero().tolist():
+        i = max(n for n, at in enumerate(rows) if at <= row)
+        j = max(n for n, at in enumerate(cols) if at <= col)
+        near = corners[unit, image, i : i + 2, j : j + 2]
+        value = found.maps[unit, image, row, col]
+        assert near.min() - 1e-6 <= value <= near.max() + 1e-6
+        assert near.max() - near.min() <= 0.2 * span[unit, image] + 1e-6
+
+
+def test_refine_is_a_whole_number_from_two_on():
+    with pytest.raises(OptionError, match="refine"):
+        evidence(network(), torch.rand(1, 3, 12, 12), layer="4", refine=1, progress=False)
+
+
+def test_with_a_rule_the_projections_come_along(tmp_path):
+    model, x = network(), torch.rand(4, 3, 20, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    chosen = {"layer": "4", "units": [0, 3], "k": 2, "progress": False}
+    for rule in ("deconvnet", "guided"):
+        found = evidence(model, x, **chosen, rule=rule, size=4, stride=4, out=tmp_path / rule)
+        expected = deconvviz.project(model, x, **chosen, rule=rule)
+        assert torch.equal(found.projections, expected.projections) and found.rule == rule
+        assert torch.equal(found.patches, expected.patches) and found.note == expected.note
+        assert torch.allclose(found.likeness, expected.likeness, equal_nan=True)
+        assert len(found.plot().axes) == 3 and len(found[3].plot().axes) == 3
+    assert evidence(model, x, **chosen, size=4, stride=4).projections is None
+
+
+def test_results_keep_what_the_images_are_called_and_go_unit_by_unit(tmp_path):
+    from PIL import Image
+
+    for n, label in enumerate(("cats", "dogs", "dogs")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.effect_noise((18, 20), 40 + 50 * n).convert("RGB").save(tmp_path / label / f"{n}.png")
+    prepared = {"preprocess": lambda picture: pil_to_tensor(picture).float() / 255}
+    chosen = {"layer": "4", "units": [0, 3, 5], "k": 2, "progress": False, **prepared}
+    model = network().float()
+    names = {0: "cats/0.png", 1: "dogs/1.png", 2: "dogs/2.png"}
+    for found in (evidence(model, tmp_path, **chosen, size=4, stride=4), deconvviz.project(model, tmp_path, **chosen)):
+        shown = set(found.image_ids[found.mask].tolist())
+        assert found.names == {i: names[i] for i in shown} and set(found.labels) == shown
+        assert [one.units.tolist() for one in found] == [[0], [3], [5]] and len(found) == 3
+        one = found[3]
+        assert torch.equal(one.patches[0], found.patches[1]) and type(one) is type(found)
+        assert set(one.names) == set(one.image_ids[one.mask].tolist())
+        found.save(tmp_path / "result")
+        assert type(found).load(tmp_path / "result") == found
+        columns = found.columns()
+        assert columns["name"] == [names[i] for i in columns["image_id"].tolist()]
+        assert columns["label"] == [names[i].split("/")[0] for i in columns["image_id"].tolist()]
+    with pytest.raises(UnitError, match="unit 1 is not in this result"):
+        found[1]
+    top = deconvviz.top(model, tmp_path, layers=["4"], k=2, progress=False, **prepared)
+    assert top.names.items() <= names.items() and top.columns()["name"][0] in names.values()
+    moved = top.shifted(10)
+    assert moved.names == {i + 10: name for i, name in top.names.items()}

@@ -38,7 +38,7 @@ def test_a_place_that_no_image_excites_is_empty():
 def test_without_pandas_a_table_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     for name in ("projections", "topk"):
-        with pytest.raises(OptionError, match=r"to_dataframe needs pandas.*pip install pandas"):
+        with pytest.raises(OptionError, match=r"to_dataframe needs pandas.*pip install 'deconvviz\[pandas\]'"):
             saved(name).to_dataframe()
 
 

@@ -7,7 +7,8 @@ function tileButtons(group, layer, at, what) {
   if (group.childElementCount !== count) {
     group.replaceChildren(...Array.from({ length: count }, (_, i) => {
       const button = make("button", { type: "button", class: "tile" }, make("canvas", { "aria-hidden": "true" }));
-      button.addEventListener("click", () => chooseTile(i));
+      button.addEventListener("click", () => (chooseTile(i), openTile(i)));
+      button.addEventListener("focus", () => button.matches(":focus-visible") && chooseTile(i));
       return button;
     }));
   }
@@ -32,10 +33,24 @@ async function showDetail() {
   $("previous").disabled = position === 0;
   $("next").disabled = position === places.length - 1;
   $("back").setAttribute("href", layerHash(layer));
-  tileButtons($("projections"), layer, at, "Projection");
-  tileButtons($("patches"), layer, at, "Patch");
+  for (const [kind, block] of Object.entries(BLOCKS)) {
+    $(kind).closest("figure").hidden = !block.has(layer, at);
+    if (block.has(layer, at)) tileButtons($(kind), layer, at, block.title);
+  }
+  $("crop-label").hidden = !hasEvidence(layer, at);
+  $("blocks").style.setProperty("--blocks", kindsOf(layer, at).length);
+  $("no-evidence").textContent = hasEvidence(layer, at) ? "" : whyNoEvidence(layer);
   chooseTile(Math.min(state.tile, layer.images[at].length - 1));
   await drawTiles(layer, at);
+}
+
+const kindsOf = (layer, at) => Object.keys(BLOCKS).filter((kind) => BLOCKS[kind].has(layer, at));
+
+function whyNoEvidence(layer) {
+  if (layer.evidence.note) return `No evidence: ${layer.evidence.note}`;
+  const measured = Object.keys(layer.evidence.units);
+  if (!measured.length) return "Evidence was not measured for this page: give the report evidence=3.";
+  return `Evidence was measured of ${many(measured.length, "unit")} of this layer: ${measured.slice(0, 12).join(", ")}.`;
 }
 
 function ordinal(n) {
@@ -48,16 +63,14 @@ async function drawTiles(layer, at) {
   const unit = layer.units[at];
   const bitmap = await picture(spriteName(layer, unit), layer.mime);
   if (current() !== layer || state.unit !== unit) return; // another was chosen meanwhile
-  const count = layer.images[at].length;
-  const patches = Math.ceil(count / layer.columns) * layer.columns;
-  for (let i = 0; i < count; i++) {
-    if (layer.images[at][i] < 0) {
-      for (const group of [$("projections"), $("patches")]) prepare(group.children[i].firstChild, 1, 1);
-      continue;
-    }
-    const contrast = state.stretch ? 1 : layer.contrasts[at][i];
-    drawOne($("projections").children[i].firstChild, bitmap, layer, i, 128, contrast);
-    drawOne($("patches").children[i].firstChild, bitmap, layer, patches + i, 128);
+  const factor = factorFor(layer, 128);
+  for (const kind of kindsOf(layer, at)) {
+    layer.images[at].forEach((image, i) => {
+      const canvas = $(kind).children[i].firstChild;
+      if (image < 0) return prepare(canvas, 1, 1);
+      const context = prepare(canvas, layer.size[1] * factor, layer.size[0] * factor);
+      BLOCKS[kind].draw(context, bitmap, layer, at, i, 0, 0, factor, state.crop);
+    });
   }
   $("detail").dataset.shown = `${state.layer}/${unit}`;
   shown();
@@ -68,8 +81,8 @@ function chooseTile(index) {
   const at = layer.units.indexOf(state.unit);
   if (at < 0 || index >= layer.images[at].length) return;
   state.tile = index;
-  for (const group of [$("projections"), $("patches")]) {
-    [...group.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
+  for (const kind of kindsOf(layer, at)) {
+    [...$(kind).children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
   }
   showImage(layer, at, index);
   showBars(layer, at, index);
@@ -119,18 +132,25 @@ function showBars(layer, at, index) {
     button.addEventListener("click", () => chooseTile(i));
     return button;
   }));
+  const common = commonLabels(layer, at);
+  $("labels").textContent = common ? `All ${values.length}: ${common}` : "";
+}
+
+// What the unit's images are labelled, the most frequent first.
+function commonLabels(layer, at) {
   const counts = new Map();
   for (const id of layer.images[at]) {
     const label = data.images.labels[id];
     if (label) counts.set(label, (counts.get(label) ?? 0) + 1);
   }
-  const common = [...counts].sort((a, b) => b[1] - a[1]).map(([label, n]) => (n > 1 ? `${label} ×${n}` : label));
-  $("labels").textContent = common.length ? `All ${values.length}: ${common.join(", ")}` : "";
+  return [...counts].sort((a, b) => b[1] - a[1]).map(([label, n]) => (n > 1 ? `${label} ×${n}` : label)).join(", ");
 }
 
-$("stretch").addEventListener("change", (event) => {
-  state.stretch = event.target.checked;
-  const layer = current();
-  drawTiles(layer, layer.units.indexOf(state.unit));
-  redrawCards();
-});
+for (const look of ["stretch", "smooth", "gray", "crop"]) {
+  $(look).addEventListener("change", (event) => {
+    state[look] = event.target.checked;
+    const layer = current();
+    drawTiles(layer, layer.units.indexOf(state.unit));
+    redrawCards();
+  });
+}

@@ -41,7 +41,7 @@ const filterWatch = lazily(async (canvas) => {
   const filters = data.filters;
   const index = Number(canvas.dataset.at);
   const bitmap = await picture("f", filters.mime);
-  if (canvas.near) drawOne(canvas, bitmap, filters, index, 84, filterState.stretch ? 1 : filters.contrast[index]);
+  if (canvas.near) drawOne(canvas, bitmap, filters, index, 84, { contrast: filterState.stretch ? 1 : filters.contrast[index] });
 });
 
 $("filters-stretch").addEventListener("change", (event) => {

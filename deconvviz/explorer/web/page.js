@@ -2,16 +2,16 @@
 
 const KEYS = [
   ["← →", "previous, next unit"], ["↑ ↓", "layer above, below"], ["1 … 9", "image of the unit"],
-  ["s", "stretch each projection"], ["/", "search"], ["Enter", "open what is chosen"],
+  ["s", "stretch each projection"], ["Tab", "from grid to grid, arrows inside"], ["/", "search"], ["Enter", "open what is chosen"],
   ["Esc", "close, back to the list"], ["t", "light, dark, as the system"], ["?", "this help"],
 ];
-const VIEWS = [["filters", "Filters", showFilters], ["occlusion", "Occlusion", showOcclusion], ["about", "About", showAbout]];
+const VIEWS = [["overview", "Overview", showOverview], ["filters", "Filters", showFilters], ["occlusion", "Occlusion", showOcclusion], ["about", "About", showAbout]];
 const narrow = matchMedia("(max-width: 860px)");
 let listScroll = 0;
 
 function route() {
   const [kind, name, unit] = location.hash.slice(1).split("/").map(safelyDecoded);
-  const view = VIEWS.find(([id]) => id === kind);
+  const view = VIEWS.find(([id]) => id === (kind || "overview"));
   if (view) return show(view[0], view[2]);
   const layer = Math.max(0, data.layers.findIndex((one) => kind === "layer" && one.name === name));
   const chosen = unit !== undefined && data.layers[layer].units.includes(Number(unit));
@@ -64,7 +64,8 @@ function showTabs() {
     link.title = `${layer.name}: ${many(layer.of, "unit")}, receptive field ${by(layer.field)}`;
     return link;
   });
-  $("tabs").replaceChildren(...layers, ...VIEWS.map(([id, name]) => tab(`#${id}`, name)));
+  const [overview, ...others] = VIEWS.map(([id, name]) => tab(`#${id}`, name));
+  $("tabs").replaceChildren(overview, ...layers, ...others);
 }
 
 function showAbout() {
@@ -115,7 +116,7 @@ const ACTIONS = {
 };
 
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || $("large").open) return;
   if (event.target.matches("input:not([type=checkbox], [type=radio]), select, textarea")) return;
   if (event.target.matches("[type=radio], .scroll") && event.key.startsWith("Arrow")) return;
   const digit = /^[1-9]$/.test(event.key) ? () => onUnits(() => chooseTile(Number(event.key) - 1)) : null;

@@ -30,7 +30,7 @@ function foundUnits(query) {
 }
 
 function foundViews(query) {
-  const views = [["Filters", "#filters"], ["Occlusion", "#occlusion"], ["About", "#about"]];
+  const views = [["Overview", "#overview"], ["Filters", "#filters"], ["Occlusion", "#occlusion"], ["About", "#about"]];
   return views.filter(([name]) => name.toLowerCase().startsWith(query)).map(([text, hash]) => ({ hash, text, note: "" }));
 }
 

@@ -1,6 +1,6 @@
 // The list of a layer's units: a card each, drawn when it comes into view.
 
-const state = { layer: 0, unit: null, tile: 0, sort: "activation", side: "projections", stretch: false };
+const state = { layer: 0, unit: null, tile: 0, sort: "activation", side: "projections", stretch: false, smooth: false, gray: false, crop: false };
 const current = () => data.layers[state.layer];
 
 function order(layer) {
@@ -10,7 +10,9 @@ function order(layer) {
 
 const unitHash = (layer, unit) => `#layer/${encodeURIComponent(layer.name)}/${unit}`;
 const layerHash = (layer) => `#layer/${encodeURIComponent(layer.name)}`;
-const spriteName = (layer, unit) => `u${data.layers.indexOf(layer)}-${unit}`;
+const numberOf = (layer) => data.layers.findIndex((one) => one.name === layer.name);
+const spriteName = (layer, unit) => `u${numberOf(layer)}-${unit}`;
+const fineName = (layer, unit) => `v${numberOf(layer)}-${unit}`; // projections alone, not reduced
 
 // A place that no image excites has the image number -1; a unit that has no other is dead on these images.
 const isDead = (layer, at) => layer.images[at].every((id) => id < 0);
@@ -21,12 +23,9 @@ let firstShown = false;
 async function drawCard(canvas) {
   const layer = data.layers[canvas.dataset.layer];
   const at = Number(canvas.dataset.at);
-  const bitmap = await picture(spriteName(layer, layer.units[at]), layer.mime);
+  await picture(spriteName(layer, layer.units[at]), layer.mime);
   if (!canvas.near || !canvas.isConnected) return;
-  const count = layer.images[at].length;
-  const signed = state.side === "projections";
-  const first = signed ? 0 : Math.ceil(count / layer.columns) * layer.columns;
-  drawBlock(canvas, bitmap, layer, first, layer.images[at], 56, signed && !state.stretch ? layer.contrasts[at] : null);
+  await drawKind(canvas, state.side, layer, at, 56);
   shown();
 }
 

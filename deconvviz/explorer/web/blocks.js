@@ -1,0 +1,59 @@
+// The kinds of pictures that a unit has, tile by tile: another kind is one entry here and one figure in the page.
+
+const rowsOf = (layer, at) => Math.ceil(layer.images[at].length / layer.columns) * layer.columns;
+const fieldOf = (layer, at) => layer.evidence.units[layer.units[at]]?.field;
+const hasEvidence = (layer, at) => layer.units[at] in layer.evidence.units;
+
+// What of each tile is shown, in pixels of the sprite: the unit's effective field, grown to the tile's proportions.
+function partOf(layer, at, crop) {
+  const [height, width] = layer.size;
+  const field = crop && fieldOf(layer, at);
+  if (!field || field[2] <= field[0]) return [0, 0, height, width];
+  const [top, left, bottom, right] = field.map((edge, i) => (edge * layer.size[i % 2]) / layer.pixels[i % 2]);
+  const share = Math.min(1, Math.max((bottom - top) / height, (right - left) / width, 6 / Math.min(height, width)));
+  const [h, w] = [share * height, share * width];
+  const y = Math.min(Math.max((top + bottom - h) / 2, 0), height - h);
+  const x = Math.min(Math.max((left + right - w) / 2, 0), width - w);
+  return [y, x, y + h, x + w];
+}
+
+function sharesOf(layer, at, i) {
+  const [rows, cols] = layer.evidence.places;
+  const letters = atob(layer.evidence.units[layer.units[at]].maps);
+  return Uint8Array.from({ length: rows * cols }, (_, n) => letters.charCodeAt(i * rows * cols + n));
+}
+
+function drawPatch(context, bitmap, layer, at, i, x, y, factor, crop) {
+  drawTile(context, bitmap, layer, rowsOf(layer, at) + i, x, y, factor, { part: partOf(layer, at, crop) });
+}
+
+// name -> whether the unit has it, and how its i-th tile is drawn at (x, y), cropped to the unit's field or whole
+const BLOCKS = {
+  patches: { title: "Patch", has: () => true, draw: drawPatch },
+  evidence: {
+    title: "Evidence",
+    has: hasEvidence,
+    draw(context, bitmap, layer, at, i, x, y, factor, crop) {
+      drawPatch(context, bitmap, layer, at, i, x, y, factor, crop);
+      const [h, w] = layer.size.map((side) => side * factor);
+      fade(context, layer, sharesOf(layer, at, i), x, y, w, h, partOf(layer, at, crop));
+    },
+  },
+  projections: {
+    title: "Projection",
+    has: () => true,
+    draw(context, bitmap, layer, at, i, x, y, factor, crop) {
+      const contrast = state.stretch ? 1 : layer.contrasts[at][i];
+      const look = { contrast, smooth: Number(state.smooth), gray: state.gray, part: partOf(layer, at, crop) };
+      drawTile(context, bitmap, layer, i, x, y, factor, look);
+    },
+  },
+};
+
+async function drawKind(canvas, kind, layer, at, goal, crop = state.crop) {
+  const bitmap = await picture(spriteName(layer, layer.units[at]), layer.mime);
+  if (!canvas.isConnected) return;
+  drawBlock(canvas, layer, layer.images[at], goal, (context, i, x, y, factor) => {
+    BLOCKS[kind].draw(context, bitmap, layer, at, i, x, y, factor, crop);
+  });
+}
