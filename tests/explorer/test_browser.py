@@ -185,7 +185,7 @@ def test_choosing_a_layer_and_a_unit_changes_the_pictures(reader, numbers):
     assert reader.shown().startswith("0/")
     tile, before = "#projections button:first-child canvas", []
     before.append(reader.picture(tile))
-    reader.click("#tabs a:nth-child(2)")
+    reader.click("#tabs a:nth-child(3)")
     reader.until("document.querySelectorAll('#cards li').length == 12")
     open_unit(reader, numbers[1], 2)
     reader.until(f"document.getElementById('detail').dataset.shown == '1/{numbers[1]['units'][2]}'")
