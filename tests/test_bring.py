@@ -1,10 +1,18 @@
 """The scripts of the page on what users bring: short, they run, and their numbers are those of plain torch."""
 
+import io
 import runpy
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rank_work
 import torch
+from PIL import Image
+from rank_processes import run_ranks
+
+import deconvviz
 
 SCRIPTS = Path(__file__).parent.parent / "docs" / "scripts"
 
@@ -95,3 +103,32 @@ def test_a_transformers_blocks():
                 model(hidden)
                 drop = tokens[image, 1 + 4 * row + col, 5] - caught["output"][0, 1 + 4 * row + col, 5]
                 assert float(evidence.maps[1, 0, i, j]) == pytest.approx(float(drop), abs=1e-5)
+
+
+def write_shards(folder, pixels):
+    """Write four shards, of a quarter of the pictures each."""
+    for number, part in enumerate(np.array_split(np.arange(len(pixels)), 4)):
+        with tarfile.open(folder / f"part-{number}.tar", "w") as shard:
+            for i in part:
+                file = io.BytesIO()
+                Image.fromarray(pixels[i]).save(file, "BMP")
+                info = tarfile.TarInfo(f"{i:05}.bmp")
+                info.size = file.tell()
+                shard.addfile(info, io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.full)])
+def test_shards_on_two_ranks(count, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    write_shards(tmp_path, pixels)
+    (tmp_path / "ranks").mkdir()
+    found = run_ranks(tmp_path / "ranks", 2, rank_work.script, str(SCRIPTS / "shards.py"), str(tmp_path))
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 6, 3)
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        expected = layer(images).relu().amax((2, 3)).T.sort(dim=1, descending=True, stable=True)
+    for values, numbers in found:
+        assert torch.allclose(values, expected.values[:, :5], rtol=0, atol=1e-4)
+        assert torch.equal(numbers, expected.indices[:, :5])
+    assert deconvviz.TopK.load(tmp_path / "best")[1].image_ids.equal(found[0][1])
