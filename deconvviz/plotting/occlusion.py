@@ -41,8 +41,9 @@ def draw(
 
     (a) the image with the occluder to scale, where it lowers the target most; (b) the followed map's summed
     activation; (c) that map's strongest activation carried back to pixels, and its top patches from other images;
-    (d) the target's probability; (e) the most probable class. Maps have one cell per position, at the centre of what
-    the occluder covered; the unoccluded value is marked on the colour bar. Masks are painted with their values.
+    (d) the target's probability; (e) the most probable class, or where there are no classes the mean drop per pixel. Maps
+    have one cell per position, at the centre of what the occluder covered; the unoccluded value is marked on the colour
+    bar. Masks are painted with their values.
 
     Args:
         result: What `occlude` returned.
@@ -67,7 +68,10 @@ def draw(
     page.activation(1)
     page.projection(2)
     page.probability(3)
-    page.labels(4)
+    if bool((result.label < 0).all()):
+        page.drop(4)
+    else:
+        page.labels(4)
     return figure
 
 
@@ -229,6 +233,18 @@ class _Page:
         name = short(self.result.name_of(self.result.target))  # type: ignore[arg-type]
         axes = self.panel(column, f"p({name})" if unit == "probability" else name)
         self.bar(column, self.mesh(axes, values, range_of(values, usual)), unit, usual)
+
+    def drop(self, column: int) -> None:
+        """Draw the mean drop per pixel, in place of the classes of a network that has none."""
+        values = self.result.attribution()
+        axes = self.panel(column, "mean drop where covered")
+        height, width = self.result.image_size
+        largest = max(float(values.nan_to_num().abs().max()), 1e-12)
+        both = Normalize(-largest, largest)
+        drawn = axes.imshow(values.numpy(), "RdBu_r", both, extent=(0, width, height, 0), interpolation="nearest")
+        below = self.axes(column, (0.1, FLOOR - 0.38, SIDE - 0.2, 0.1))
+        _quiet(self.figure.colorbar(drawn, cax=below, orientation="horizontal"), self.scale)
+        below.set_xlabel("value", fontsize=7.5 * self.scale, color="0.3", labelpad=3 * self.scale)
 
     def labels(self, column: int) -> None:
         axes = self.panel(column, "most probable class")

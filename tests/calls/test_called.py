@@ -88,7 +88,8 @@ def test_a_function_gets_whatever_the_model_returns(model, images):
         model, images[:1], target=[feature], call=everything, size=4, stride=4, fill=0.0, method="full", **QUIET
     )
     assert torch.allclose(full.logit[0], expected, rtol=0, atol=1e-12)
-    assert found.plot() is not None
+    titles = [axes.get_title("left") for axes in found.plot().axes]
+    assert "(e)  mean drop where covered" in titles
 
 
 def test_every_function_takes_the_call(model, images):
