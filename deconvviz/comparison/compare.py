@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..calls import Call, called
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched, unwrapped
-from ..images import ImageSet, open_images
+from ..images import ImageSet, open_one
 from ..model.output import class_names, known_names
 from ..model.randomize import cascade, stages_of, steps_of
 from ..occlusion.occlude import occlude
@@ -210,11 +210,7 @@ def _chosen(methods: Sequence[str] | None, own: Mapping[str, Own]) -> tuple[str,
 
 
 def _one(model: nn.Module, image: Any, preprocess: object) -> ImageSet:
-    if image is None:
-        raise ImageError("no image: give a tensor, a PIL image or a path.")
-    if isinstance(image, Tensor):
-        image = image.detach()[None] if image.dim() == 3 else image.detach()
-    opened = open_images(model, image, preprocess)
+    opened = open_one(model, image, preprocess)
     if len(opened) != 1:
         raise ImageError(f"there are {len(opened)} images, expected one: methods are compared image by image.")
     return opened

@@ -73,6 +73,19 @@ def open_images(model: nn.Module, images: Images = None, preprocess: object = No
     )
 
 
+def open_one(model: nn.Module, image: Any, preprocess: object = None) -> ImageSet:
+    """Open what a function takes as `image`: all that `open_images` takes, and a tensor (C, H, W), but not None.
+
+    Raises:
+        ImageError: None, or what `open_images` refuses.
+    """
+    if image is None:
+        raise ImageError("no image: give a tensor, a PIL image or a path.")
+    if isinstance(image, Tensor):
+        image = image.detach()[None] if image.dim() == 3 else image.detach()
+    return open_images(model, image, preprocess)
+
+
 def samples(
     size: int | tuple[int, int] = 64, count: int | None = None, *, preprocess: Preprocess | None = None
 ) -> ImageSet:

@@ -153,11 +153,16 @@ def between_strangers(data: Tensor) -> Tensor:
 def check_repeats(ask: Pass, usual: Answer, trials: int = 1) -> None:
     """Refuse a model that gives another answer for the same image."""
     if not all(agree(ask(ask.tape.kept[0]), usual, usual, ask.dtype) for _ in range(trials)):
-        raise ModelError(
-            "the model gives another answer each time it is asked about the same image: its forward pass draws random "
-            "numbers (noise, a dropout that is always on) or keeps something from call to call. What a covered part "
-            "changes cannot be told from that. Switch it off for the evaluation."
-        )
+        raise unrepeatable()
+
+
+def unrepeatable() -> ModelError:
+    """Return the error of a model that gives another answer for the same image."""
+    return ModelError(
+        "the model gives another answer each time it is asked about the same image: its forward pass draws random "
+        "numbers (noise, a dropout that is always on) or keeps something from call to call. What a covered part "
+        "changes cannot be told from that. Switch it off for the evaluation."
+    )
 
 
 class Dice:

@@ -34,7 +34,7 @@ from ..tape.operations import Tape
 from ..tape.record import record_fast
 from ..topk.result import TopK
 from . import memory
-from .confirm import ROUNDING
+from .confirm import ROUNDING, TRIALS, Dice, close, unrepeatable
 from .field import Evidence, effective_field
 from .fill import Filling
 from .focus import run_focused, run_full
@@ -287,9 +287,12 @@ class _Job:
         image = pixels.to(*placement(self.network))
         fill = self.filling.on(pixels[0], self.places.size)[0].to(image)
         layer = self.frames.layer
+        dice = Dice(image.device)
         tape = record_fast(self.network, image, keep=None, until=layer.value, saver=Saving())
         covers = _Covers.of(self.frames, self.places, items)
         usual = layer.as_maps(layer.response_in(tape))[0]
+        if dice.rolled():
+            self._check_repeats(image, usual)
         in_full = self.method == "full"
         first = covers.coarse(self.places, self.step)
         in_full = self._cover(tape, fill, covers, usual, first, in_full)
@@ -317,6 +320,14 @@ class _Job:
         except Unbatched:
             run_full(self.network, *asked, memory=room, alone=True)
         return True
+
+    def _check_repeats(self, image: Tensor, usual: Tensor) -> None:
+        """Refuse a network whose response (units, h, w) to the same image is another one each time."""
+        layer = self.frames.layer
+        for _ in range(TRIALS):
+            tape = record_fast(self.network, image, keep=[layer.value], until=layer.value, saver=Saving())
+            if not close(layer.as_maps(layer.response_in(tape))[0], usual, usual):
+                raise unrepeatable()
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..calls import Call, Called, called
-from ..errors import ImageError, OptionError, UnsupportedOp
+from ..errors import OptionError, UnsupportedOp
 from ..guard import check_weights, placement, untouched, unwrapped
-from ..images import ImageSet, open_images
+from ..images import ImageSet, open_one
 from ..model.output import check_output, class_names, known_names
 from ..model.survey import describe
 from ..model.table import Layer, LayerTable, find
@@ -180,13 +180,10 @@ def occlude(
 
 
 def _open(model: nn.Module, image: Any, preprocess: Any) -> tuple[ImageSet, bool]:
-    if image is None:
-        raise ImageError("no image: give a tensor, a PIL image or a path.")
-    if isinstance(image, Tensor):
-        image = image.detach()[None] if image.dim() == 3 else image.detach()
-    source = open_images(model, image, preprocess)
+    source = open_one(model, image, preprocess)
     file = isinstance(image, (str, os.PathLike)) and os.path.isfile(image)
-    return source, file or isinstance(image, Image.Image) or (isinstance(image, Tensor) and len(image) == 1)
+    one = isinstance(image, Tensor) and (image.dim() == 3 or len(image) == 1)
+    return source, file or one or isinstance(image, Image.Image)
 
 
 def _place(masks: Any, image: Tensor, size: Any, stride: Any, edge: str) -> Occluder:

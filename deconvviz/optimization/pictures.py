@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError, OptionError
 from ..guard import unwrapped
-from ..images.opening import open_images
+from ..images.opening import open_one
 from ..images.preprocess import Preprocess, configured_size, preprocess_for
 from ..images.preprocess import input_size as find_input_size
 
@@ -42,11 +42,7 @@ def size_of(model: nn.Module, known: Preprocess | None, size: int | tuple[int, .
 
 def open_picture(model: nn.Module, image: Any, preprocess: Any) -> tuple[Tensor, Preprocess | None]:
     """Return one image as the network sees it, (C, H, W) with pixels from 0 to 1, and the preprocessing."""
-    if image is None:
-        raise ImageError("no image: give a tensor, a PIL image or a path.")
-    if isinstance(image, Tensor):
-        image = image.detach()[None] if image.dim() == 3 else image.detach()
-    opened = open_images(model, image, preprocess)
+    opened = open_one(model, image, preprocess)
     if len(opened) != 1:
         raise ImageError(f"there are {len(opened)} images, expected one.")
     known = pixels_of(model, preprocess)

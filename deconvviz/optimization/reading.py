@@ -17,19 +17,20 @@ from ..model.output import ASK
 from ..model.survey import describe
 from ..model.table import Layer, find
 from ..rules import table as rules
-from ..rules.kinds import ACTIVATIONS, Kind
+from ..rules.kinds import ACTIVATIONS
+from ..rules.table import kind_of
 from ..tape.operations import Op, Tape
 from ..tape.record import record
+from ..topk.saturation import Before, before_activation
 from .pictures import shape_of
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a layer's response comes from: the layer, its own value, and what went into its activation."""
+    """Where a layer's response comes from: the layer, and what went into its activation, if it has one."""
 
     layer: Layer
-    before: tuple[int, ...]
-    dim: int  # along which several are joined
+    before: Before | None
 
 
 class Network:
@@ -49,7 +50,7 @@ class Network:
     def find(self, layer: int | str) -> Source:
         """Find a layer and what goes into its activation."""
         found = find(self.rows, layer)
-        return Source(found, *_before(self.tape, found.value))
+        return Source(found, before_activation(self.tape, found, _is_activation))
 
     def deepest_map(self) -> Source:
         """Return the last layer whose response has places, of those with a number if one of them has."""
@@ -67,7 +68,8 @@ class Network:
 
     def read(self, pixels: Tensor, sources: Sequence[Source], output: bool = False) -> Readings:
         """Run the network on images (B, C, H, W) of 0–1 pixels as far as the deepest of `sources`."""
-        values = {value for source in sources for value in (source.layer.value, *source.before)}
+        inner = [layer for source in sources if source.before is not None for layer in source.before.layers]
+        values = {layer.value for layer in (*inner, *(source.layer for source in sources))}
         batch = self.normalize(pixels).to(self.dtype)
         if output:
             values.add(self._output())
@@ -105,8 +107,9 @@ class Readings:
 
     def before(self, source: Source) -> Tensor:
         """Return what went into the layer's activation (B, units, rows, cols)."""
-        parts = [self.tape.kept[value] for value in source.before]
-        return source.layer.as_maps(parts[0] if len(parts) == 1 else torch.cat(parts, source.dim))
+        if source.before is None:
+            return self.response(source)
+        return source.layer.as_maps(source.before.build(self.tape.kept))
 
     def take(self, source: Source | None, how: str) -> Tensor:
         """Return the output, or a layer as `Term.reads` names it, for all images."""
@@ -126,30 +129,8 @@ class Readings:
         return self.tape.kept[self.value]
 
 
-def _before(tape: Tape, value: int) -> tuple[tuple[int, ...], int]:
-    """Follow a response back through dropout, activation and concatenation: the values before, and where they join."""
-    made = tape.producer()
-    maker = made.get(value)
-    while maker is not None and _kind(maker) is Kind.IDENTITY and len(maker.inputs) == 1:
-        value = maker.inputs[0]
-        maker = made.get(value)
-    if maker is not None and _kind(maker) is Kind.CONCATENATION:
-        parts = [made.get(part) for part in maker.inputs]
-        if all(part is not None and _kind(part) in ACTIVATIONS and len(part.inputs) == 1 for part in parts):
-            return tuple(part.inputs[0] for part in parts if part is not None), _joined_along(maker)
-    if maker is not None and _kind(maker) in ACTIVATIONS and len(maker.inputs) == 1:
-        return (maker.inputs[0],), 1
-    return (value,), 1
-
-
-def _kind(op: Op) -> Kind | None:
-    rule = rules.RULES.get(op.short)
-    return None if rule is None else rule.kind
-
-
-def _joined_along(op: Op) -> int:
-    dim = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else 0)
-    return int(dim)
+def _is_activation(op: Op) -> bool:
+    return kind_of(op) in ACTIVATIONS and len(op.inputs) == 1
 
 
 @contextlib.contextmanager

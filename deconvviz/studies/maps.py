@@ -15,7 +15,7 @@ from ..checks import is_whole
 from ..devices import doubled
 from ..errors import ImageError, LayerError, OptionError
 from ..guard import check_weights, untouched
-from ..images import open_images
+from ..images import open_one
 from ..model.features import Reader
 from ..model.survey import check_seen, describe
 from ..model.table import Layers, LayerTable, find_all
@@ -193,16 +193,13 @@ def maps(
     Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, section III.C, shows LeNet-5
     in this way.
     """
-    if image is None:
-        raise ImageError("no image: give a tensor, a PIL image or a path.")
-    given = image.detach()[None] if isinstance(image, Tensor) and image.dim() == 3 else image
     model = called(model, call)
-    opened = open_images(model, given, preprocess)
+    opened = open_one(model, image, preprocess)
     if len(opened) != 1:
         raise ImageError(f"maps shows one image, got {len(opened)}. Give one of them.")
     taken = opened.take([0])
     wanted = _amounts(changes, tuple(taken.shape[2:]))
-    move = mover(fill, given, opened)
+    move = mover(fill, image, opened)
     with untouched(model) as network:
         check_weights(network)
         reader = Reader(network, opened, ())

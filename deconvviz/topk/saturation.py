@@ -1,4 +1,4 @@
-"""What went into a saturating activation: by it, values that are equal at the activation's end can still be ranked."""
+"""What went into an activation: by it, values that are equal at a saturating one's end can still be ranked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORMS = frozenset("view reshape flatten view_as reshape_as".split())  # move no
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-    """A layer's response as it was before it was cut off at the upper end.
+    """A layer's response as it was before its activation, or activations.
 
     `layers` are the tensors that it comes from, as if they were layers; `build` makes the response (n, units, height,
     width) of theirs.
@@ -34,7 +34,12 @@ class Before:
 
 
 def before_saturation(tape: Tape, layer: Layer) -> Before | None:
-    """Find the activation that made the layer's response; None where it has no upper end, or was no such thing.
+    """Find the saturating activation that made the layer's response; None where none did, or one without an upper end."""
+    return before_activation(tape, layer, _saturates)
+
+
+def before_activation(tape: Tape, layer: Layer, made_by: Callable[[Op], bool]) -> Before | None:
+    """Find what went into the activations, as `made_by` tells them, that made the layer's response; None where none did.
 
     Between the two may be what only passes values on: identities, max-pools and concatenations.
     """
@@ -45,7 +50,7 @@ def before_saturation(tape: Tape, layer: Layer) -> Before | None:
         op = made.get(value)
         if op is None:
             return None
-        if _saturates(op):
+        if made_by(op):
             source = op.inputs[0]
             sources[source] = _as_layer(tape, layer, source)
             return lambda tensors: tensors[source]

@@ -20,7 +20,7 @@ from torch.utils.data import (
 from torchvision import transforms
 
 from deconvviz.errors import ImageError, ModelError, OptionError
-from deconvviz.images import Preprocess, open_images, preprocess_for
+from deconvviz.images import Preprocess, open_images, open_one, preprocess_for
 from deconvviz.zoo.card import Card
 
 PIXELS = Preprocess((8, 8), 8, (0.0,) * 3, (1.0,) * 3)
@@ -335,3 +335,12 @@ def test_a_tensor_that_requires_gradients_is_taken_without_them():
     images = (4 * torch.rand(2, 3, 8, 8) - 2).requires_grad_()
     opened = open_images(torch.nn.Conv2d(3, 2, 3), images)
     assert not opened.take([0, 1]).requires_grad and torch.equal(opened.take([0, 1]), images.detach())
+
+
+def test_one_image_may_be_a_tensor_without_a_batch():
+    x = torch.rand(3, 8, 9, requires_grad=True)
+    for given in (x, x[None]):
+        opened = open_one(nn.Conv2d(3, 1, 1), given)
+        assert torch.equal(opened.take([0])[0], x) and not opened.take([0]).requires_grad
+    with pytest.raises(ImageError, match=r"no image: give a tensor, a PIL image or a path"):
+        open_one(nn.Conv2d(3, 1, 1), None)

@@ -115,8 +115,8 @@ def test_the_table_prints():
 
 def test_vision_transformers_have_their_patches():
     found = deconvviz.layers(torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32), 32)
-    assert [row.name for row in found.numbered] == ["conv_proj"]
-    assert found[1].receptive_field == (8, 8)
+    assert [row.name for row in found.numbered] == ["encoder.layers.encoder_layer_0"]
+    assert found["conv_proj"].receptive_field == (8, 8)
 
 
 def test_position_maps_in_other_orders():

@@ -410,3 +410,18 @@ def test_results_keep_what_the_images_are_called_and_go_unit_by_unit(tmp_path):
     assert top.names.items() <= names.items() and top.columns()["name"][0] in names.values()
     moved = top.shifted(10)
     assert moved.names == {i + 10: name for i, name in top.names.items()}
+
+
+@pytest.mark.parametrize("noise", [lambda x: F.dropout(x, 0.5, True), lambda x: F.fractional_max_pool2d(x, 2, (9, 9))])
+def test_a_network_that_draws_random_numbers_is_refused(noise):
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            return torch.relu(self.b(noise(torch.relu(self.a(x)))))
+
+    for method in (None, "full", "incremental"):
+        with pytest.raises(ModelError, match="draws random numbers"):
+            evidence(Random(), torch.rand(2, 3, 16, 16), layer="b", k=1, size=3, method=method, progress=False)
