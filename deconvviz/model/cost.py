@@ -28,7 +28,7 @@ _HEADINGS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LayerCost(Stored):
     """What one layer costs for one image.
 

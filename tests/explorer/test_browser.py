@@ -315,6 +315,21 @@ def test_filters_and_occlusion_are_drawn(reader):
     reader.until(f"document.querySelector('#maps canvas').toDataURL() != '{maps[0]}'")
 
 
+def test_the_probabilitys_colours_can_span_zero_to_one(reader):
+    reader.driver.execute_script("location.hash = '#occlusion'")
+    stretched = reader.picture("#maps figure:first-child canvas")
+    reader.click("#whole-scale")
+    reader.until(f"document.querySelector('#maps figure:first-child canvas').toDataURL() != '{stretched}'")
+    ends = reader.js("[...document.querySelector('#maps .ends').children].map(s => s.textContent)")
+    assert (ends[0], ends[2]) == ("0", "1")
+    values = "data.occlusion.scans[0].maps[0]"
+    scan = reader.js(f"JSON.parse(document.getElementById('data').textContent).{values.removeprefix('data.')}")
+    moves = max([scan["usual"], *scan["values"]]) - min([scan["usual"], *scan["values"]])
+    assert reader.js("document.querySelectorAll('#maps figure:first-child .hardly').length") == (moves < 0.1)
+    place = reader.js("getComputedStyle(document.getElementById('occlusion-tools')).position")
+    assert place == ("static" if reader.narrow else "sticky")
+
+
 def test_names_are_text_not_markup(reader):
     reader.driver.execute_script("location.hash = '#occlusion'")
     reader.until("document.querySelectorAll('#scans button').length == 4")

@@ -1,6 +1,7 @@
 // Occlusion maps over their picture: a coloured cell per place of the occluder.
 
-const occlusionState = { scan: null, place: 0 };
+const occlusionState = { scan: null, place: 0, whole: false };
+const HARDLY = 0.1; // a probability that moves by less than this: the answer hardly changes
 const ENLARGED = 448; // pixels: the longest side that a map is drawn with
 
 function showOcclusion() {
@@ -46,7 +47,17 @@ function mapFigure(scan, title, legend) {
   return make("figure", {}, make("figcaption", {}, title), frame, legend);
 }
 
+const isProbability = (map) => map.title.startsWith("Probability");
+
+// What the stretched colours would not tell: how little of the probability it is.
+function hardlyChanges(map) {
+  const [low, high] = [Math.min(map.usual, ...map.values), Math.max(map.usual, ...map.values)];
+  if (!isProbability(map) || high - low >= HARDLY) return [];
+  return [make("p", { class: "soft hardly" }, `The answer hardly changes, whatever is covered: ${short(low, 3)} to ${short(high, 3)}.`)];
+}
+
 function scaleOf(map) {
+  if (occlusionState.whole && isProbability(map)) return { low: 0, range: 1 };
   const low = Math.min(map.usual, ...map.values);
   const high = Math.max(map.usual, ...map.values);
   return { low, range: high - low || 1e-6 };
@@ -59,7 +70,7 @@ function scaleLegend(map) {
   bar.style.setProperty("background", `linear-gradient(90deg,${stops})`);
   bar.firstChild.style.left = `${(100 * (map.usual - low)) / range}%`;
   const ends = make("div", { class: "ends soft" }, make("span", {}, short(low, 4)), make("span", {}, `uncovered ${short(map.usual, 4)}`), make("span", {}, short(low + range, 4)));
-  return make("div", { class: "legend" }, bar, ends);
+  return make("div", { class: "legend" }, bar, ends, ...hardlyChanges(map));
 }
 
 function classLegend(scan) {
@@ -137,3 +148,7 @@ function choosePlace(at) {
 
 $("place").addEventListener("input", (event) => choosePlace(Number(event.target.value)));
 $("opacity").addEventListener("input", drawMaps);
+$("whole-scale").addEventListener("change", (event) => {
+  occlusionState.whole = event.target.checked;
+  chooseScan(data.occlusion.scans.indexOf(occlusionState.scan));
+});
