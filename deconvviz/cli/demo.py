@@ -98,6 +98,7 @@ def run(
         sections.append(_section(layer, result, picture.name))
     most = most or _MOST.get(network)
     units: dict[str, Any] = {"units": "all"} if most is None else {"most": most}
+    units["highlights"] = {layer: chosen[:3] for layer, chosen in TELLING.get(network, {}).items()}
     occluded = _OCCLUDED.get(network, _KNOWN)
     _explorer(model, images, Path(out) / EXPLORER, occluded, top=scan, facts=facts, progress=progress, **units)
     took = f"{scan.count:,} images looked through, {time.perf_counter() - started:.0f} seconds in all"
