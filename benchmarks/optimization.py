@@ -82,7 +82,7 @@ def speed(options):
         }
         for work in works.values():
             work.module = work.model.get_submodule(layer.name)
-        times = {key: [] for key in (*works, "ours")}
+        times: dict[str, list[float]] = {key: [] for key in (*works, "ours")}
         for _ in range(options.rounds + 1):
             for key, work in works.items():
                 start = time.process_time()
@@ -136,6 +136,7 @@ def alive(options):
         units = [excited[i * len(excited) // count] for i in range(count)]
         given = {"units": units, "steps": options.alive_steps, "input_size": options.side, "top": scan}
         found = deconvviz.maximize(model, layer=number, **given, progress=False)
+        assert found.best_photo is not None  # `top` is among the options
         ratio = found.activations[:, 0, -1] / found.best_photo
         rows.append(
             {

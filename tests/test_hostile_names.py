@@ -88,7 +88,11 @@ def shown_in_html(payload):
     model = hostile_model(payload)
     skipped = dataclasses.replace(saved("topk"), skipped=((0, "x"),))
     made = [everywhere(skipped, payload), deconvviz.audit(model, input_size=12)]
-    return [*made, everywhere(deconvviz.layers(model, 12), payload)]
+    return [
+        *made,
+        everywhere(deconvviz.layers(model, 12), payload),
+        everywhere(deconvviz.cost(model, input_size=12), payload),
+    ]
 
 
 def test_all_that_a_notebook_shows_as_html_is_tried_here():
@@ -101,7 +105,7 @@ def test_no_name_is_html_in_a_notebook(payload):
         for name in SHOWN:
             assert name == "_repr_html_" or not hasattr(result, name)
         page = Text(result._repr_html_())
-        assert page.tags <= {"table", "tr", "th", "td", "p"} and not page.marks
+        assert page.tags <= {"table", "tr", "th", "td", "p", "br"} and not page.marks
         name = payload.replace(".", "")
         assert payload in page.text or name in page.text, type(result)
 

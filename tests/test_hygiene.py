@@ -244,7 +244,7 @@ def test_after_a_bad_argument(name: str):
     assert isinstance(outcome(call, network(), pictures(), bad), deconvviz.DeconvvizError)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"randomize"}))  # it runs nothing
 def test_after_a_module_that_raises(name: str):
     model = network()
     model.raising.armed = True
@@ -282,7 +282,7 @@ def test_the_table_has_every_function_that_takes_a_model():
     import inspect
 
     functions = {name for name in deconvviz.__all__ if inspect.isfunction(getattr(deconvviz, name))}
-    model_first = {f for f in functions if next(iter(inspect.signature(getattr(deconvviz, f)).parameters)) == "model"}
+    model_first = {f for f in functions if "model" in list(inspect.signature(getattr(deconvviz, f)).parameters)[:1]}
     assert model_first - {name.split()[0] for name in CALLS} <= ELSEWHERE
 
 

@@ -17,7 +17,7 @@ from deconvviz import LayerError, UnsupportedOp
 # name -> (side in pixels, options, how many of the layers 1 to 5 there are)
 SAMPLE = {
     "alexnet": (80, {}, 5),
-    "convnext_tiny": (64, {}, 4),
+    "convnext_tiny": (64, {}, 5),
     "densenet121": (64, {}, 5),
     "efficientnet_b0": (64, {}, 5),
     "googlenet": (64, {"init_weights": False}, 5),
@@ -25,7 +25,7 @@ SAMPLE = {
     "regnet_y_400mf": (64, {}, 5),
     "shufflenet_v2_x0_5": (64, {}, 5),
     "squeezenet1_1": (64, {}, 4),
-    "swin_t": (64, {}, 1),
+    "swin_t": (64, {}, 0),  # its layers are blocks, behind attention
 }
 ALL = torchvision.models.list_models(module=torchvision.models)
 

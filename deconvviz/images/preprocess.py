@@ -263,7 +263,7 @@ def input_size(model: nn.Module, size: int | tuple[int, ...] | None = None) -> t
 
 def configured_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the (height, width) that the configuration of a Hugging Face model states, if it does."""
-    size = getattr(getattr(unwrapped(model), "config", None), "image_size", None)
+    size: Any = getattr(getattr(unwrapped(model), "config", None), "image_size", None)
     if is_whole(size):
         return int(size), int(size)
     return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) and len(size) == 2 else None

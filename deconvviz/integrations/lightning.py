@@ -7,7 +7,7 @@ from typing import Any
 try:
     from lightning.pytorch import Callback
 except ImportError:  # the same under its older name
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback  # type: ignore[assignment]
 
 from ..training.recorder import Recorder
 from .trackers import Tracked, Tracker, trackers_of

@@ -46,6 +46,12 @@ def _together(used: Sequence[Reach], shape: Sequence[int]) -> Reach:
 def _leading(used: Sequence[Reach], shape: Sequence[int]) -> Reach:
     """Return the reach that says where rows and columns are, where several disagree."""
     known = [r for r in used if r.dims is not None]
+    # Of a single position any dimension of size 1 may be called its rows: it says nothing about those that have more.
+    several = [r for r in known if not _is_point(r)]
+    if several:
+        known = several
+    elif known and any(shape[d] != 1 for r in known for d in r.dims or ()):
+        return used[0].nowhere()
     if len({r.dims for r in known}) <= 1:
         return (known or used)[0]
     own = [r for r in known if not r.sized]
@@ -55,6 +61,10 @@ def _leading(used: Sequence[Reach], shape: Sequence[int]) -> Reach:
         row, col = known[0].dims or (0, 0)
         return known[0].everywhere((row, col), shape[row], shape[col])
     return used[0].nowhere()
+
+
+def _is_point(reach: Reach) -> bool:
+    return len(reach.rows.lo) == len(reach.cols.lo) == 1
 
 
 def _lengths_differ(a: Reach, b: Reach) -> bool:
@@ -268,6 +278,17 @@ def nowhere(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     for other in reaches[1:]:
         out = out.union(other.nowhere())
     return [out] * len(op.outputs)
+
+
+def stack(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
+    """Put maps one beside another along a new dimension."""
+    shape, rank = tape.shapes[op.inputs[0]], len(tape.shapes[op.outputs[0]])
+    out, axis = _together(reaches, shape), op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)
+    if out.dims is None or not isinstance(axis, int):
+        return nowhere(op, reaches, tape)
+    row, col = out.dims
+    axis %= rank
+    return [replace(out, dims=(row + (row >= axis), col + (col >= axis)))]
 
 
 def border(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:

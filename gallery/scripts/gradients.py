@@ -11,6 +11,7 @@ networks, and how many of 2,000 training images the shipped plain networks get w
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def main() -> None:
             "first layer": float(heads.std[0] / without.std[0]),
             "reductions": reductions(),
             "halves": halves(),
-            "top1": {name: deconvviz.zoo.create(name, weights="bundled").card.training["top1"] for name in SMALL},
+            "top1": {name: training(name)["top1"] for name in SMALL},
             "training error": {name: training_error(name, options.data / "train") for name in ("plain-20", "plain-56")},
         },
     )
@@ -61,9 +62,16 @@ def main() -> None:
 SMALL = ("alexnet64", "zfnet64")
 
 
+def training(name: str) -> Mapping[str, Any]:
+    """Return what the card of a trained network says of its training."""
+    said = deconvviz.zoo.create(name, weights="bundled").card.training
+    assert said is not None
+    return said
+
+
 def reductions() -> dict[str, dict[str, float]]:
     """Return the share of the weights that the 1×1 convolution of GoogLeNet's 3(a) saves before its 3×3 and 5×5."""
-    block = deconvviz.zoo.create("googlenet").inception3a
+    block: Any = deconvviz.zoo.create("googlenet").inception3a
     saved = {}
     for name, path in (("3×3", block.three), ("5×5", block.five)):
         first, second = (part[0].weight for part in path)
@@ -75,7 +83,8 @@ def reductions() -> dict[str, dict[str, float]]:
 
 def halves() -> list[dict[str, float]]:
     """Return how colourful alexnet64's first filters are in each half of them, which another half of layer 2 reads."""
-    weight = deconvviz.zoo.create("alexnet64", weights="bundled").features[0].weight.detach().double()
+    features: Any = deconvviz.zoo.create("alexnet64", weights="bundled").features
+    weight = features[0].weight.detach().double()
     gray = weight.mean(1, keepdim=True).expand_as(weight)
     share = 1 - gray.square().sum((1, 2, 3)) / weight.square().sum((1, 2, 3))
     return [{"mean": float(half.mean()), "std": float(half.std())} for half in share.chunk(2)]
@@ -85,7 +94,7 @@ def halves() -> list[dict[str, float]]:
 def training_error(name: str, folder: Path, each: int = 200) -> float:
     """Return the share of the first `each` training images of every class that a shipped network gets wrong."""
     model = deconvviz.zoo.create(name, weights="bundled")
-    classes = model.card.training["folders"]
+    classes = training(name)["folders"]
     wrong, count = 0, 0
     for number, label in enumerate(classes):
         paths = [str(path) for path in sorted((folder / label).iterdir())[:each]]

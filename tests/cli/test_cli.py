@@ -69,7 +69,7 @@ def test_any_cifar_network_goes_by_its_name(capsys, monkeypatch):
     assert cli.main(["layers", "resnet-21"]) == 2
     assert "Did you mean 'resnet-20'" in capsys.readouterr().err
     seen = []
-    result = type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c"})
+    result = type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c", "page": None})
     monkeypatch.setattr(deconvviz, "train", lambda model, data, **options: seen.append(model) or result)
     assert cli.main(["train", "preresnet-26", "--data", "photos", "--out", "runs"]) == 0
     assert seen == ["preresnet-26"]
@@ -118,7 +118,7 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path, capsys):
 
     def train(model, data, **options):
         seen.update(options, model=model, data=data)
-        return type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c"})
+        return type("Result", (), {"history": ["epoch 1"], "weights": "w", "card": "c", "page": None})
 
     monkeypatch.setattr(deconvviz, "train", train)
     asked = ["--epochs", "2", "--validation", "0.2", "--amp", "bfloat16", "--restart", "--quiet"]
@@ -307,9 +307,9 @@ def test_random_weights_are_the_same_every_time_and_the_global_state_is_kept(nam
 
 @pytest.mark.parametrize("name", ["build", "ready"])
 def test_a_network_from_a_file_brings_its_preprocessing(net, name):
-    model, preprocess, random = load_model(f"{net}:{name}")
-    assert isinstance(model, torch.nn.Sequential) and not random
-    assert preprocess(None).shape == (3, 16, 16)
+    loaded = load_model(f"{net}:{name}")
+    assert isinstance(loaded.model, torch.nn.Sequential) and not loaded.random
+    assert loaded.preprocess(None).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(

@@ -282,3 +282,27 @@ def test_an_overflow_is_an_error(scale: float):
     if scale == 1e30:
         with pytest.raises(ModelError, match="the projection is not finite"):
             deconvviz.deconv(finite, images * 1e-3, layer="1", unit=1)
+
+
+class Branches(nn.Module):
+    """Two maps stacked, weighed by a number per branch and channel that comes from all of them, and added."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        weights = self.gate(x.mean((2, 3), keepdim=True)).view(-1, 2, 4, 1, 1)
+        return self.last((torch.stack([x, x.square()], 1) * weights).sum(1))
+
+
+def test_rows_stay_rows_beside_a_gate_of_one_position():
+    torch.manual_seed(0)
+    model, image = Branches().double(), torch.randn(1, 3, 8, 6, dtype=torch.float64, requires_grad=True)
+    layer = deconvviz.layers(model, (3, 8, 6))["last"]
+    assert layer.reach.dims == (2, 3) and (layer.height, layer.width) == (8, 6)
+    activation = model(image)[0, 1, 6, 2]
+    (expected,) = torch.autograd.grad(activation * activation.detach(), image)
+    found = deconvviz.deconv(model, image.detach(), layer="last", unit=1, position=(6, 2), rule="backprop")
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
