@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..devices import Portions, lacks_memory, release
+from ..devices import Portions
 from ..model.table import Layer
 from ..tape.operations import Tape
 from ..tape.record import record
@@ -186,14 +186,10 @@ def run_full(
 
 def _probe(runner: Runner, layer: Layer, box: Tensor) -> Tensor:
     """Return the activations (units,) at one box's goal between others that are no numbers; alone where memory lacks."""
-    try:
-        return _activations(runner, layer, box.expand(3, 5), strangers=True)[1]
-    except Exception as error:
-        if not lacks_memory(error):
-            raise
-    runner.one_by_one()
-    release()
-    return _activations(runner, layer, box[None])[0]
+    return runner.three_or_one(
+        lambda: _activations(runner, layer, box.expand(3, 5), strangers=True)[1],
+        lambda: _activations(runner, layer, box[None])[0],
+    )
 
 
 def _activations(runner: Runner, layer: Layer, boxes: Tensor, *, strangers: bool = False) -> Tensor:

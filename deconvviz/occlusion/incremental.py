@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ WINDOW_BYTES = 24 << 20
 
 Receive = Callable[[Tensor, Tensor, "Tensor | None"], None]
 # Positions, the tensors at the cut by value, and the layer's response where it came before.
+_Found = TypeVar("_Found")
 _Early = tuple[Tensor, "dict[int, Tensor]", "Tensor | None"]
 
 
@@ -105,23 +106,20 @@ class Runner:
         if waiting:
             yield from self._late(waiting)
 
-    def one_by_one(self) -> None:
-        """Compute one position at a time from here on."""
-        self.large.most = 1
-
     def between_others(self, box: Tensor) -> Answer:
-        """Answer for one box in a batch between others of far other colours: nothing of them may get in.
+        """Answer for one box in a batch between others of far other colours: nothing of them may get in."""
+        return self.three_or_one(lambda: self._answer(box.expand(3, 4)).row(1), lambda: self._answer(box[None]))
 
-        Where memory does not suffice for three there are no others, from here on.
-        """
+    def three_or_one(self, three: Callable[[], _Found], one: Callable[[], _Found]) -> _Found:
+        """Return what `three` positions at once find, or where memory lacks for them `one`, as all do from here on."""
         try:
-            return self._answer(box.expand(3, 4)).row(1)
+            return three()
         except Exception as error:
             if not lacks_memory(error):
                 raise
-        self.one_by_one()
+        self.large.most = 1
         release()
-        return self._answer(box[None])
+        return one()
 
     def _answer(self, boxes: Tensor) -> Answer:
         part = self.windows(boxes)

@@ -28,7 +28,7 @@ def _followed(op: Op, axes: list[int | None], value: int, tape: Tape) -> int | N
     if op.short in _MOVES:
         return _moved(op, axis, ins)
     if op.short == "stack":
-        return axis + (_dim(op, "dim", 1, 0) % len(out) <= axis)
+        return axis + (dimension(op, "dim", 1, 0) % len(out) <= axis)
     if op.short in ("sum", "mean"):
         return _reduced(op, axis, len(ins))
     if op.short in ("unbind", "select", "getitem"):
@@ -36,7 +36,7 @@ def _followed(op: Op, axes: list[int | None], value: int, tape: Tape) -> int | N
         if dropped is not None:
             return None if dropped == axis else axis - (dropped < axis)
     if op.short == "unsqueeze":
-        return axis + (_dim(op, "dim", 1, 0) % len(out) <= axis)
+        return axis + (dimension(op, "dim", 1, 0) % len(out) <= axis)
     kept = len(out) > axis and out[axis] == tape.shapes[0][0]
     # Where other dimensions are left as they are, so is the one of the images.
     return axis if kept and (axis == 0 or ins[: axis + 1] == out[: axis + 1]) else None
@@ -70,7 +70,7 @@ def _reduced(op: Op, axis: int, rank: int) -> int | None:
 def _dropped(op: Op, rank: int) -> int | None:
     """Return the dimension that picking one place takes away; None if another kind of index."""
     if op.short != "getitem":
-        return int(_dim(op, "dim", 1, 0)) % rank
+        return int(dimension(op, "dim", 1, 0)) % rank
     index = op.args[1]
     if isinstance(index, tuple):
         numbers = [i for i, x in enumerate(index) if isinstance(x, int) and not isinstance(x, bool)]
@@ -79,6 +79,7 @@ def _dropped(op: Op, rank: int) -> int | None:
     return 0 if isinstance(index, int) and not isinstance(index, bool) else None
 
 
-def _dim(op: Op, name: str, place: int, default: int) -> int:
+def dimension(op: Op, name: str, place: int, default: int) -> int:
+    """Return the dimension that an operation was told, in its place or by its name."""
     given = op.args[place] if len(op.args) > place else op.kwargs.get(name, default)
     return default if isinstance(given, Slot) else int(given)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..tape.arguments import bound
 from ..tape.operations import Op, Slot, Tape, tensors_in
 from ..tape.receptive_field import Ints, Reach, Span
+from .batch import dimension
 
 
 def same(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
@@ -283,11 +284,10 @@ def nowhere(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
 def stack(op: Op, reaches: list[Reach], tape: Tape) -> list[Reach]:
     """Put maps one beside another along a new dimension."""
     shape, rank = tape.shapes[op.inputs[0]], len(tape.shapes[op.outputs[0]])
-    out, axis = _together(reaches, shape), op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)
-    if out.dims is None or not isinstance(axis, int):
+    out, axis = _together(reaches, shape), dimension(op, "dim", 1, 0) % rank
+    if out.dims is None:
         return nowhere(op, reaches, tape)
     row, col = out.dims
-    axis %= rank
     return [replace(out, dims=(row + (row >= axis), col + (col >= axis)))]
 
 
