@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from report_helpers import Page
 from saved_results import SAVED, saved
 from torch import nn
@@ -125,7 +125,7 @@ def test_no_name_is_html_on_the_explorer_s_page(tmp_path):
         folder = tmp_path / f"photos{len(pages)}" / payload
         folder.mkdir(parents=True)
         for i in range(2):
-            Image.effect_noise((12, 12), 90 + 40 * i).convert("RGB").save(folder / f"{payload} {i}.png")
+            noise((12, 12), 90 + 40 * i, i).convert("RGB").save(folder / f"{payload} {i}.png")
         names = [payload, *(PAYLOADS[1:] if len(pages) else ["a", "b", "c", "d"])]
         options = {"class_names": names, "title": payload, "facts": {payload: payload}, "progress": False}
         out = tmp_path / f"{len(pages)}.html"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -46,7 +47,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for shade in (40, 120, 240):
-        Image.effect_noise((80, 70), shade).convert("RGB").save(folder / f"{shade}.png")
+        noise((80, 70), shade, seed=shade).convert("RGB").save(folder / f"{shade}.png")
     return str(folder)
 
 

@@ -10,7 +10,7 @@ import torch
 from captum.attr import Deconvolution, GuidedBackprop, IntegratedGradients, LayerAttribution, LayerGradCam, Saliency
 from captum.attr import Occlusion as CaptumOcclusion
 from matplotlib.figure import Figure
-from PIL import Image
+from pictures import noise
 from reference import Step
 from reference import project as slow
 from torch import nn
@@ -367,7 +367,7 @@ def test_the_model_is_left_as_it_was_found():
 
 
 def test_pictures_and_half_precision_run():
-    picture = Image.effect_noise((10, 12), 50).convert("RGB")
+    picture = noise((10, 12), 50).convert("RGB")
     known = Preprocess((12, 10), None, (0.5,) * 3, (0.5,) * 3)
     result = compare(network().to(torch.bfloat16), picture, preprocess=known, stages=1)
     assert result.maps[0].dtype == torch.float32 and result.picture.shape == (3, 12, 10)
@@ -415,7 +415,7 @@ def test_the_pictures_show_what_the_result_holds():
 
 def test_the_command_prints_the_numbers_and_writes_both_pictures(tmp_path, capsys):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
-    Image.effect_noise((70, 64), 60).convert("RGB").save(photo)
+    noise((70, 64), 60).convert("RGB").save(photo)
     asked = ["compare-methods", "zfnet64", str(photo), "--weights", "random", "--quiet", "--stages", "1"]
     asked += ["--size", "16", "--stride", "16", "--out", str(out / "a.png"), "--randomized", str(out / "b.png")]
     assert cli.main([*asked, "--save", str(out / "a.safetensors"), "--target", "5:"]) == 0

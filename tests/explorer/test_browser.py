@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from report_helpers import Net
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -30,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explorer")
     for i, (label, shade) in enumerate((("cats", 40), ("cats", 90), ("dogs", 140), ("dogs", 200), ("owls", 240))):
         (folder / label).mkdir(exist_ok=True)
-        Image.effect_noise((30, 40), shade).convert("RGB").save(folder / label / f"{label}-{i}.png")
+        noise((30, 40), shade, i).convert("RGB").save(folder / label / f"{label}-{i}.png")
     names = ["<b>first</b>", "second", "third", "fourth"]
     options = {"layers": [1, 2], "k": 4, "class_names": names, "progress": False}
     prepared = lambda picture: pil_to_tensor(picture).float() / 255  # noqa: E731

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torch import nn
 from torch.nn import functional as F
 
@@ -210,7 +210,7 @@ def test_an_image_that_holds_no_window_is_refused():
 
 def test_the_class_map_of_a_photo_is_drawn_beside_its_occlusion(tmp_path):
     model = zoo.create("squeezenet-1.1", weights="bundled")
-    photo = Image.effect_noise((90, 80), 60).convert("RGB")
+    photo = noise((90, 80), 60).convert("RGB")
     found = deconvviz.convolutional(model, pooled=False).look(photo, target="espresso")
     assert found.scores.shape == (1000, 14, 14) and found.target == 967 and found.stride == (16, 16)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_the_class_map_of_a_photo_is_drawn_beside_its_occlusion(tmp_path):
 
 def test_a_larger_picture_is_looked_at_whole():
     model = zoo.create("alexnet64", num_classes=5)
-    found = deconvviz.convolutional(model).look(Image.effect_noise((200, 100), 60).convert("RGB"), side=96)
+    found = deconvviz.convolutional(model).look(noise((200, 100), 60).convert("RGB"), side=96)
     assert found.picture.shape == (3, 96, 192) and found.scores.shape == (5, 2, 5)
     with pytest.raises(OptionError, match="side= resizes pictures"):
         deconvviz.convolutional(model).look(torch.randn(3, 64, 64), side=96)
@@ -241,6 +241,6 @@ def test_a_larger_picture_is_looked_at_whole():
 
 def test_the_command_draws(tmp_path, capsys):
     photo, out = tmp_path / "photo.png", tmp_path / "map.png"
-    Image.effect_noise((120, 90), 90).convert("RGB").save(photo)
+    noise((120, 90), 90).convert("RGB").save(photo)
     assert cli.main(["convolutional", "alexnet64", str(photo), "--side", "96", "--out", str(out)]) == 0
     assert "2×3 places, 32 px apart" in capsys.readouterr().out and out.exists()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from nets import Net, nets
+from pictures import noise
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
@@ -383,11 +384,9 @@ def test_with_a_rule_the_projections_come_along(tmp_path):
 
 
 def test_results_keep_what_the_images_are_called_and_go_unit_by_unit(tmp_path):
-    from PIL import Image
-
     for n, label in enumerate(("cats", "dogs", "dogs")):
         (tmp_path / label).mkdir(exist_ok=True)
-        Image.effect_noise((18, 20), 40 + 50 * n).convert("RGB").save(tmp_path / label / f"{n}.png")
+        noise((18, 20), 40 + 50 * n, n).convert("RGB").save(tmp_path / label / f"{n}.png")
     prepared = {"preprocess": lambda picture: pil_to_tensor(picture).float() / 255}
     chosen = {"layer": "4", "units": [0, 3, 5], "k": 2, "progress": False, **prepared}
     model = network().float()

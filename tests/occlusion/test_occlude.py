@@ -5,7 +5,7 @@ import torch
 from captum.attr import FeatureAblation
 from captum.attr import Occlusion as Captum
 from occlusion_helpers import build, naive, occlude, photo, window_masks
-from PIL import Image
+from pictures import noise
 from torch import nn
 
 import deconvviz
@@ -139,7 +139,7 @@ def test_a_batch_gives_a_list(net, image):
 
 
 def test_pictures_and_files_go_through_the_preprocessing(net, tmp_path):
-    picture = Image.effect_noise((40, 30), 90).convert("RGB")
+    picture = noise((40, 30), 90).convert("RGB")
     picture.save(tmp_path / "a.png")
     known = Preprocess((20, 17), 20, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     results = [occlude(net, x, size=8, preprocess=known) for x in (picture, str(tmp_path / "a.png"))]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from torch import nn
 from torchvision import transforms
@@ -26,7 +27,7 @@ def filled(fill, images, preprocess=None, size=(4, 4), seed=0):
 
 
 def picture():
-    return Image.effect_noise((10, 12), 80).convert("RGB")
+    return noise((10, 12), 80).convert("RGB")
 
 
 @pytest.mark.parametrize(("length", "window", "stride"), [(64, 9, 4), (64, 16, 8), (10, 10, 3), (11, 3, 5), (7, 1, 1)])

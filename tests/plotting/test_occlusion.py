@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from pictures import noise
 from PIL import Image
 from torch import nn
 
@@ -215,7 +216,7 @@ def test_an_animation_of_masks(net, image, tmp_path):
 
 def test_the_command_writes_everything(tmp_path, capsys):
     picture = tmp_path / "photo.png"
-    Image.effect_noise((90, 70), 90).convert("RGB").save(picture)
+    noise((90, 70), 90).convert("RGB").save(picture)
     paths = {name: tmp_path / f"{name}.{end}" for name, end in
              (("out", "png"), ("overlay", "png"), ("animation", "gif"), ("save", "safetensors"))}  # fmt: skip
     options = [x for name, path in paths.items() for x in (f"--{name}", str(path))]

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from pictures import noise
 from torch import nn
 
 import deconvviz
@@ -179,7 +179,7 @@ def photos(tmp_path):
     for number in range(6):
         folder = tmp_path / "photos" / ("cat", "dog")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((70, 64), 30 * number + 20).convert("RGB").save(folder / f"{number}.png")
+        noise((70, 64), 30 * number + 20, number).convert("RGB").save(folder / f"{number}.png")
     return tmp_path / "photos"
 
 

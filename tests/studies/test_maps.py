@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torch import nn
 
 import deconvviz
@@ -152,7 +152,7 @@ def test_it_is_kept_and_drawn(tmp_path):
 
 def test_the_command_prints_and_draws(tmp_path, capsys):
     photo, out = tmp_path / "photo.png", tmp_path / "maps.png"
-    Image.effect_noise((40, 40), 90).convert("RGB").save(photo)
+    noise((40, 40), 90).convert("RGB").save(photo)
     chosen = ["--layers", "1,2", "--changes", "vertical=4,noise=0.5", "--shown", "5", "--out", str(out)]
     assert cli.main(["maps", "zfnet64", str(photo), *chosen]) == 0
     assert "vertical 4 px" in capsys.readouterr().out and out.exists()

@@ -3,7 +3,7 @@
 import pytest
 import reference_studies as slow
 import torch
-from PIL import Image
+from pictures import noise
 from torch import nn
 
 from deconvviz.errors import ImageError, LayerError, OptionError
@@ -91,7 +91,7 @@ def test_captions_are_labels_and_pictures_are_the_first_sixteen(tmp_path):
     for number in range(18):
         folder = tmp_path / "abc"[number % 3]
         folder.mkdir(exist_ok=True)
-        Image.effect_noise((5, 5), 10 * number + 5).convert("RGB").save(folder / f"{number:02}.png")
+        noise((5, 5), 10 * number + 5, number).convert("RGB").save(folder / f"{number:02}.png")
     result = nearest(network(), tmp_path, query=list(range(18)), k=2, preprocess=PIXELS, progress=False)
     assert len(result.names) == 18 and set(sum(result.names, ())) <= set("abc")
     assert result.pictures.shape == (16, 3, 3, 4, 4)

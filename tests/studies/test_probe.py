@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,7 +95,7 @@ def test_labels_may_come_from_folders(tmp_path):
     for number in range(8):
         folder = tmp_path / ("cat", "dog", "dog")[number % 3]
         folder.mkdir(exist_ok=True)
-        Image.effect_noise((6, 6), 20 * number + 5).convert("RGB").save(folder / f"{number}.png")
+        noise((6, 6), 20 * number + 5, number).convert("RGB").save(folder / f"{number}.png")
     pixels = Preprocess((6, 6), 6, (0.5,) * 3, (0.5,) * 3)
     result = probe(network(), tmp_path, layers=["2"], folds=2, preprocess=pixels, progress=False)
     assert result.classes == ("cat", "dog") and result.count == 8 and result.chance == 5 / 8

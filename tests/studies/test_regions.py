@@ -6,6 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -149,7 +150,7 @@ def test_what_has_no_meaning_is_refused(options, error, text):
 def test_the_command_prints_and_draws(tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "regions.png"
     photos.mkdir()
-    Image.effect_noise((80, 60), 90).convert("RGB").save(photos / "a.png")
+    noise((80, 60), 90).convert("RGB").save(photos / "a.png")
     chosen = ["--images", str(photos), "--layer", "5", "--units", "0,1", "--k", "2", "--out", str(out), "--quiet"]
     assert cli.main(["top-regions", "zfnet64", *chosen]) == 0
     assert "2 units × 2" in capsys.readouterr().out and out.exists()

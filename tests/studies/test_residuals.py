@@ -4,7 +4,7 @@ import pytest
 import reference_studies as slow
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from pictures import noise
 from torch import nn
 
 import deconvviz
@@ -136,7 +136,7 @@ def test_the_model_is_left_as_it_was_found(raises):
 
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "a.png"
-    Image.effect_noise((40, 36), 50).convert("RGB").save(tmp_path / "photo.png")
+    noise((40, 36), 50).convert("RGB").save(tmp_path / "photo.png")
     asked = ["residual-share", "resnet-8", "--images", str(tmp_path / "photo.png"), "--out", str(out)]
     assert cli.main([*asked, "--json", "--quiet"]) == 0
     assert out.exists() and '"branch"' in capsys.readouterr().out
