@@ -113,7 +113,9 @@ CALLS = {
     ),
     "probe": lambda m, x, p: deconvviz.probe(m, x, labels=[0, 1] * 5, layers=["block2"], folds=2, **SPEC),
     "report": lambda m, x, p: len(
-        deconvviz.report(m, x, layers=["block1"], units=[0], k=1, out=p / "report.html", **SPEC).read_text()
+        deconvviz.report(
+            m, x, layers=["block1"], units=[0], k=1, occlusion=1, out=p / "report.html", **SPEC
+        ).read_text()
     ) > 10_000,
 }  # fmt: skip
 MOVES = {"vertical": [0, 2], "rotation": [30]}
