@@ -43,6 +43,8 @@ SETTINGS: dict[str, tuple[dict[str, str], str]] = {
     "newest": ({}, "the newest versions that pip finds, in an environment of their own"),
 }
 SHUFFLED = {"of 2013"}
+# What the lowest versions bring along names no upper bound: later ones refuse the lowest numpy.
+OF_THEIR_TIME = ["pyarrow==17.0.0"]
 VERSIONS = "import sys, torch, torchvision, numpy; print(sys.version.split()[0], torch.__version__, torchvision.__version__, numpy.__version__)"  # noqa: E501
 HEADER = """# The suite on other machines
 
@@ -69,7 +71,7 @@ def environment(name: str, work: Path) -> str:
     if Path(python).exists():  # of an earlier run
         return python
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    wanted = list(lowest()) if name == "lowest" else []
+    wanted = [*lowest(), *OF_THEIR_TIME] if name == "lowest" else []
     subprocess.run([python, "-m", "pip", "install", "-q", *wanted, "-e", f"{ROOT}[test]"], check=True)
     return python
 
