@@ -11,7 +11,7 @@ LINES = """
 cli
 plotting integrations
 comparison explorer training
-occlusion studies units
+occlusion studies
 projection optimization
 topk
 scan
@@ -65,8 +65,15 @@ def room(module):
 
 
 def test_every_room_has_its_line():
-    assert {room(module) for module in MODULES} - {"", "__main__"} <= set(LINE)
+    assert {room(module) for module in MODULES} - {"", "__main__"} == set(LINE)
     assert len([line for line in LINES.split("\n") if line]) <= 11
+
+
+def test_the_picture_in_contributing_has_this_order():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (picture,) = (part for part in text.split("```") if part.lstrip().startswith("cli "))
+    named = [[word for word in row.split("  ") if word.strip() in LINE] for row in picture.splitlines()]
+    assert [" ".join(word.strip() for word in row) for row in named if row] == LINES.strip().split("\n")
 
 
 def test_arrows_run_down():
