@@ -234,6 +234,7 @@ def trained(rank: int, out: Path) -> Any:
     model, seen = tiny(), []
     recorder = deconvviz.Recorder(out / "record", IMAGES, layers=["body.2"], epochs=None)
     options: dict[str, Any] = {"recorder": recorder, "cache": out / "cache", "keep_epochs": (1,)}
+    options["call"] = lambda model, images: {"scores": model(images)}["scores"]  # through what shares the batches
     found = train(out / "data", out / "run", model=model, on_epoch=lambda _, epoch: seen.append(epoch), **options)
     return found.history, {name: x.clone() for name, x in model.state_dict().items()}, seen
 

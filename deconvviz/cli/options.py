@@ -119,7 +119,7 @@ class Command:
         arguments = {**self.arguments(parsed), **changed}
         if "preprocess" not in arguments and self.takes_preprocess:
             arguments["preprocess"] = loaded.preprocess
-        if loaded.call is not None and self.runs_the_network:
+        if loaded.call is not None:
             arguments["call"] = loaded.call
         return followed(getattr(deconvviz, self.function)(loaded.model, **arguments))
 
@@ -136,11 +136,6 @@ class Command:
     def takes_preprocess(self) -> bool:
         """Whether the function reads or makes images; `layers` alone does not."""
         return self.function == "maximize" or any(option.name in ("images", "image") for option in self.options)
-
-    @property
-    def runs_the_network(self) -> bool:
-        """Whether the function calls the network; `filters` reads its weights alone."""
-        return self.function != "filters"
 
 
 class Followed(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
 from .options import (
@@ -39,28 +39,33 @@ from .options import (
     write,
 )
 
+if TYPE_CHECKING:
+    from .networks import Loaded
+
 NUMBERS = (SAVE, JSON, QUIET)
 DATA = IMAGES.but(required=True)
 
 
 def _filters(command: Command, parsed: argparse.Namespace) -> None:
     loaded = load(parsed)
-    result = command.call(parsed, loaded) if not parsed.compare else _compare_filters(command, parsed, loaded.model)
+    result = command.call(parsed, loaded) if not parsed.compare else _compare_filters(command, parsed, loaded)
     tell(result, parsed)
     write(parsed.out, result.plot(scale=parsed.scale))
 
 
-def _compare_filters(command: Command, parsed: argparse.Namespace, first: Any) -> Any:
+def _compare_filters(command: Command, parsed: argparse.Namespace, first: Loaded) -> Any:
     import deconvviz
 
+    from ..calls import called
     from .networks import load_model
 
-    networks = {parsed.model: first}
+    networks = {parsed.model: called(first.model, first.call)}
     for name, *weights in parsed.compare:
         if len(weights) > 1:
             raise OptionError(f"--compare takes MODEL and WEIGHTS, got {name} {' '.join(weights)}.")
-        called = name if name not in networks else " ".join([name, *weights, f"({len(networks) + 1})"])
-        networks[called] = load_model(name, weights=weights[0] if weights else None, device=parsed.device).model
+        title = name if name not in networks else " ".join([name, *weights, f"({len(networks) + 1})"])
+        other = load_model(name, weights=weights[0] if weights else None, device=parsed.device)
+        networks[title] = called(other.model, other.call)
     return deconvviz.compare_filters(networks, **command.arguments(parsed))
 
 

@@ -46,12 +46,11 @@ def _recording(command: Command, parsed: argparse.Namespace) -> None:
 def _train(command: Command, parsed: argparse.Namespace) -> None:
     import deconvviz
 
-    model = (
-        parsed.model
-        if deconvviz.zoo.knows(parsed.model)
-        else load(argparse.Namespace(**vars(parsed) | {"device": None})).model
-    )
-    result = followed(deconvviz.train(model, **command.arguments(parsed)))
+    model, call = parsed.model, None
+    if not deconvviz.zoo.knows(model):
+        loaded = load(argparse.Namespace(**vars(parsed) | {"device": None}))
+        model, call = loaded.model, loaded.call
+    result = followed(deconvviz.train(model, call=call, **command.arguments(parsed)))
     print(result.history[-1])
     print(f"wrote {result.weights} and {result.card}")
     if result.page is not None:

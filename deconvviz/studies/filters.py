@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calls import Call, called
 from ..errors import LayerError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images
@@ -199,6 +200,7 @@ def filters(
     units: Any = None,
     band: tuple[float, float] | None = None,
     preprocess: object = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> Filters:
     """Look at a network's first-layer filters: which are dead, dominant, duplicates, extreme or aliased.
@@ -221,6 +223,7 @@ def filters(
         band: (lowest, highest) middle frequency in cycles per pixel, to hold networks with filters of different
             sizes against the same limits; None: see `Filters.band`.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar.
 
     Returns:
@@ -233,6 +236,7 @@ def filters(
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 4.1 and Fig. 6.
     """
+    model = called(model, call)
     name, weights, stride = _first(model)
     band = band or _spectrum.usual_band(max(weights.shape[2:]))
     if not 0 < band[0] <= band[1] <= 1:
@@ -268,10 +272,12 @@ def compare_filters(models: Mapping[str, nn.Module], images: Images = None, **op
     """
     if not isinstance(models, Mapping) or not models:
         raise OptionError(f"models is {models!r:.60}, expected a dict of names and networks.")
-    smallest = min(max(_first(model)[1].shape[2:]) for model in models.values())
+    call = options.pop("call", None)
+    networks = {name: called(model, call) for name, model in models.items()}
+    smallest = min(max(_first(model)[1].shape[2:]) for model in networks.values())
     options = {**options, "band": options.get("band") or _spectrum.usual_band(smallest)}
-    found = tuple(filters(model, images, **options) for model in models.values())
-    return FilterComparison(tuple(map(str, models)), found)
+    found = tuple(filters(model, images, **options) for model in networks.values())
+    return FilterComparison(tuple(map(str, networks)), found)
 
 
 def _first(model: nn.Module) -> tuple[str, Tensor, tuple[int, int]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls import Call, called
 from ..checks import at_once, whole
 from ..devices import exact_float32, sent
 from ..errors import LayerError, ModelError, OptionError
@@ -109,6 +110,7 @@ def gradient_std(
     auxiliary: float = 0.3,
     seed: int = 0,
     preprocess: object = None,
+    call: Call | None = None,
     progress: bool = True,
 ) -> Gradients:
     """Measure the loss's gradient at each layer's response over the first iterations of a training.
@@ -142,6 +144,7 @@ def gradient_std(
         auxiliary: The weight of each auxiliary head's loss beside the network's own.
         seed: Of the order of the images and of dropout.
         preprocess: See `project`.
+        call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         progress: Show a bar.
 
     Returns:
@@ -161,6 +164,7 @@ def gradient_std(
     for name, value in (("lr", lr), ("momentum", momentum), ("auxiliary", auxiliary)):
         if not 0 <= value < math.inf:
             raise OptionError(f"{name}={value!r}: expected a number of at least 0.")
+    model = called(model, call)
     opened = open_images(model, data, preprocess)
     classes = _classes(labels_of(model, opened, labels))
     tape, rows = first_pass(model, opened, wanted=layers)

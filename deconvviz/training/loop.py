@@ -40,11 +40,11 @@ def loop(run: Run, path: Path, signature: Mapping[str, Any], resume: bool, after
     """Train the epochs that the checkpoint at `path` does not hold; return the history of all."""
     history = _checkpoint.read(path, signature, run.parts) if resume else []
     after.begin(len(history))
-    with whole_batches(run.model, run.part, run.device) as run.called:
+    with whole_batches(run.network, run.part, run.device) as run.called:
         for number in range(len(history) + 1, run.recipe.epochs + 1):
             history.append(_epoch(run, number, history))
             # The checkpoint comes last: a run that is killed here repeats the epoch, so no file or call is lost.
-            after(run.model, number)
+            after(run.network, number)
             run.part.team.share(lambda: _checkpoint.write(path, signature, history, run.parts))
             if run.bar:
                 tqdm.write(str(history[-1]), sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from ..calls import Call, called
 from ..checks import whole
 from ..errors import LayerError, StoreError
 from ..guard import placement, untouched
@@ -63,6 +64,7 @@ class Recorder:
         rule: of the way back, see `project`.
         allow_gradient: give operations without a rule their plain gradient instead of refusing.
         preprocess: how a picture becomes the model's input, where the model does not say.
+        call: how the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         batch_size: images per forward pass of the scan; None: what a `DataLoader` says, else 64.
         workers: processes that read images.
 
@@ -85,13 +87,14 @@ class Recorder:
         rule: str = "deconvnet",
         allow_gradient: bool = False,
         preprocess: Preprocess | None = None,
+        call: Call | None = None,
         batch_size: int | None = None,
         workers: int = 0,
     ) -> None:
         """Read what is in `path`, if there is anything; the images are opened with the first model."""
         self.path, self.layers, self.units = Path(path), layers, units
         self.epochs = None if epochs is None else tuple(sorted(_check_epoch(epoch) for epoch in epochs))
-        self._images, self._preprocess = images, preprocess
+        self._images, self._preprocess, self._call = images, preprocess, call
         self._way = {"rule": rule, "allow_gradient": allow_gradient}
         self._reading = {"batch_size": batch_size, "workers": workers}
         self._opened: ImageSet | None = None
@@ -127,7 +130,7 @@ class Recorder:
         if self._opened is None:
             self.prepare(model)
         assert self._opened is not None
-        self._add(self._snapshot(model, self._opened, (epoch,)))
+        self._add(self._snapshot(called(model, self._call), self._opened, (epoch,)))
         return True
 
     def _add(self, snapshot: Recording) -> None:
@@ -140,7 +143,7 @@ class Recorder:
 
         `card` says how pictures become the input of the network, where the recorder was not told so.
         """
-        known = self._preprocess
+        model, known = called(model, self._call), self._preprocess
         if known is None and card is not None:
             known = of_card(card)
         self._opened = open_images(model, self._images, known)

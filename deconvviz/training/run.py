@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calls import Call, called
+from ..calls.marks import mark
 from ..devices import sent
 from ..errors import ModelError, OptionError
 from ..model.output import scores_of
@@ -38,9 +40,11 @@ class Run:
     part: Part
     frozen: tuple[str, ...] = ()
     started: str = ""
+    call: Call | None = None
     optimizer: torch.optim.Optimizer = dataclasses.field(init=False)
     scaler: torch.amp.GradScaler = dataclasses.field(init=False)
-    called: nn.Module = dataclasses.field(init=False)  # the model in training mode, or what shares its batches
+    network: nn.Module = dataclasses.field(init=False)  # the model as it is called: with images alone
+    called: nn.Module = dataclasses.field(init=False)  # the network in training mode, or what shares its batches
     mean: torch.Tensor = dataclasses.field(init=False)
     std: torch.Tensor = dataclasses.field(init=False)
     colours: Colours | None = dataclasses.field(init=False)
@@ -49,7 +53,7 @@ class Run:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise ModelError("no parameter of the model has requires_grad=True: there is nothing to train.")
-        self.called = self.model
+        self.called = self.network = called(self.model, self.call)
         r = self.recipe
         scaled = self.amp == torch.float16
         # The fused optimizer learns on the device whether to leave a step out; any other makes the host wait for that.
@@ -69,7 +73,7 @@ class Run:
         """Run bytes (N, C, H, W) through the model: its logits (N, classes) float32, then those of its heads."""
         pixels = _pixels.normalise(sent(batch, self.device), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            out = (self.called if self.model.training else self.model)(pixels)
+            out = (self.called if self.model.training else self.network)(pixels)
         return tuple(one.float() for one in scores_of(out, len(self.card.classes or ())))
 
     def begin_epoch(self) -> None:
@@ -96,6 +100,7 @@ class Run:
             # None in the checkpoints of earlier versions, too
             "frozen modules": list(self.frozen) or None,
             "start": self.started or None,
+            "call": None if self.call is None else mark(self.call).hex(),
         }
 
     def card_entry(self, data: Path, files: _pixels.Files, last: Epoch) -> dict[str, Any]:

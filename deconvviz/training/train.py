@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import ranks, zoo
+from ..calls import Call, called
 from ..checks import find_device
 from ..errors import OptionError
 from ..guard import seeded
@@ -58,6 +59,7 @@ def train(
     freeze: Collection[str] = (),
     start_from: str | os.PathLike[str] | None = None,
     class_names: Mapping[str, str] | None = None,
+    call: Call | None = None,
     licence: str = "not stated",
     cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
@@ -116,6 +118,7 @@ def train(
         start_from: a safetensors file whose tensors the training begins with; those of the last layer may have another
             number of classes, and are then drawn anew.
         class_names: from a folder's name to the class name for the card.
+        call: how the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
         licence: of the weights, for the card.
         cache: folder for the decoded images, which are then mapped, not held in memory, and used again.
         workers: threads that decode; None: one per processor, at most 8.
@@ -141,15 +144,16 @@ def train(
     amp = autocast_dtype(dtype, place)
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
+    seen = called(network, call)
     started = "" if start_from is None else load_start(network, Path(start_from))
-    keeper = None if recorder is None else _prepare_recorder(recorder, network, card)
+    keeper = None if recorder is None else _prepare_recorder(recorder, seen, card)
     out, folder = Path(out), None if cache is None else Path(cache)
     with contextlib.ExitStack() as stack:
         pictures = None
         if team.rank == 0:
             stack.enter_context(_claim(out))
             with ranks.alone():
-                pictures = stack.enter_context(_prepare_pictures(render, network, card, progress)) if render else None
+                pictures = stack.enter_context(_prepare_pictures(render, seen, card, progress)) if render else None
         bar = progress and team.rank == 0
         side = round(card.input_size[0] * chosen.scales[1]) if chosen.scales else card.resize
         hands = workers or min(8, os.cpu_count() or 1)
@@ -160,10 +164,12 @@ def train(
         stack.enter_context(_lend(network, place))
         frozen = stack.enter_context(frozen_parts(network, freeze))
         near = pixels.near(place), val.near(place)
-        run = Run(network, chosen, card, *near, place, amp, seed, bar, Part(team), frozen, started)
+        run = Run(network, chosen, card, *near, place, amp, seed, bar, Part(team), frozen, started, call)
         signature = run.signature(files, val_files)
         team.agree(signature, "images or options")
-        history = loop(run, out / "checkpoint.pt", signature, resume, _After(out, keep_epochs, keeper, on_epoch))
+        history = loop(
+            run, out / "checkpoint.pt", signature, resume, _After(network, out, keep_epochs, keeper, on_epoch)
+        )
         entry = run.card_entry(Path(data), files, history[-1])
         card = dataclasses.replace(card, weights_file="weights.safetensors", training=entry)
 
@@ -174,8 +180,8 @@ def train(
             if pictures is None:
                 return result
             images = Decoded.open(run.val, val_files or files, card)
-            seen = None if keeper is None else keeper.recording
-            return dataclasses.replace(result, page=pictures.draw(network, card, images, result, seen))
+            kept = None if keeper is None else keeper.recording
+            return dataclasses.replace(result, page=pictures.draw(seen, card, images, result, kept))
 
         result = team.share(finish)
     if hasattr(model, "card"):
@@ -197,6 +203,7 @@ def _claim(out: Path) -> Iterator[None]:
 class _After:
     """What is done with the model after each epoch, before its checkpoint."""
 
+    model: nn.Module
     out: Path
     keep: Collection[int]
     recorder: Recorder | None
@@ -207,14 +214,14 @@ class _After:
         if self.recorder is not None:
             self.recorder.follow(epochs)
 
-    def __call__(self, model: nn.Module, number: int) -> None:
+    def __call__(self, network: nn.Module, number: int) -> None:
         if number in self.keep:
             path = self.out / f"epoch-{number:03d}.safetensors"
-            ranks.team().share(lambda: _checkpoint.save_weights(model, path))
+            ranks.team().share(lambda: _checkpoint.save_weights(self.model, path))
         if self.recorder is not None:
-            self.recorder(model, number)
+            self.recorder(network, number)
         if self.call is not None:
-            self.call(model, number)
+            self.call(self.model, number)
 
 
 def _network(

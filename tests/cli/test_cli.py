@@ -412,3 +412,40 @@ def test_a_demo_that_cannot_write_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):
         demo(tmp_path / "file" / "demo")
+
+
+CALLED = """
+import torch
+from torch import nn
+
+class Beside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, images, *, gain):
+        return {"scores": self.head(self.first(images * gain).relu().mean((2, 3)))}
+
+def call(model, images):
+    return model(images, gain=0.5)["scores"]
+
+def preprocess(picture):
+    return torch.full((3, 16, 16), picture.getpixel((0, 0))[0] / 255)
+"""
+
+
+def test_a_network_s_file_says_how_it_is_called(tmp_path, capsys):
+    net, data = tmp_path / "called_net.py", tmp_path / "classes"
+    net.write_text(CALLED)
+    for shade in (40, 60, 200, 220):
+        folder = data / ("dark", "light")[shade > 100]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (shade,) * 3).save(folder / f"{shade}.png")
+    name, quiet = f"{net}:Beside", ["--quiet"]
+    assert cli.main(["filters", name, "--out", str(tmp_path / "filters.png"), *quiet]) == 0
+    pictures = ["--images", str(data), "--iterations", "1", "--batch-size", "2", "--out", str(tmp_path / "std.png")]
+    assert cli.main(["gradients", name, *pictures, *quiet]) == 0
+    options = ["--epochs", "1", "--image-size", "16", "--validation", "0.5", "--batch-size", "2", "--device", "cpu"]
+    assert cli.main(["train", name, "--data", str(data), "--out", str(tmp_path / "run"), *options, *quiet]) == 0
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+    assert "error" not in capsys.readouterr().err

@@ -289,3 +289,29 @@ def test_the_result_is_a_frozen_dataclass():
     assert isinstance(result, Filters)
     with pytest.raises(AttributeError):
         result.name = "other"
+
+
+class _Beside(nn.Module):
+    """A network that takes two things."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.body = model_of(weights)
+
+    def forward(self, images, *, gain):
+        return self.body(images * gain)
+
+
+def test_a_call_says_how_the_network_is_called():
+    model, images = _Beside(healthy()).eval(), noise(3, 3, 40, 40).float()
+    call = lambda model, images: model(images, gain=1.0)  # noqa: E731
+    found, wanted = (
+        filters(model, images, call=call, progress=False),
+        filters(model.body, images, progress=False),
+    )
+    assert found.name == "body.0" and torch.equal(found.weights, wanted.weights)
+    assert len(found.aliasing) and torch.equal(found.aliasing, wanted.aliasing)
+    both = compare_filters({"one": model, "other": model}, images, call=call, progress=False)
+    assert torch.equal(both["other"].aliasing, wanted.aliasing)
+    with pytest.raises(OptionError, match="call="):
+        filters(model, call="gain")

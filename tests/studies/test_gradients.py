@@ -63,6 +63,32 @@ def test_it_is_what_autograd_says_step_by_step():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # a copy, that is
 
 
+class Beside(nn.Module):
+    """Takes a number beside the images, by keyword, and returns a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x, *, gain):
+        return {"scores": self.body(x * gain), "gain": gain}
+
+
+def test_a_call_says_how_the_network_is_called():
+    model, x = Beside().eval(), images()
+    call = lambda model, images: model(images, gain=0.5)["scores"]  # noqa: E731
+    before = copy.deepcopy(model.state_dict())
+    options = {"labels": LABELS, "iterations": 2, "batch_size": 6, "lr": 0.3, **QUIET}
+    found, wanted = gradient_std(model, x, call=call, **options), gradient_std(model.body, x * 0.5, **options)
+    assert found.names == tuple(f"body.{name}" for name in wanted.names)
+    assert found.std.tolist() == pytest.approx(wanted.std.tolist(), rel=1e-9)
+    assert found.losses.tolist() == pytest.approx(wanted.losses.tolist(), rel=1e-9)
+    assert found.losses[0] != found.losses[1]  # the copy was trained
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(OptionError, match="call="):
+        gradient_std(model, x, call="gain", **options)
+
+
 def test_an_activation_in_place_changes_nothing():
     plain, in_place = network(), network(lambda: nn.ReLU(inplace=True))
     one, other = (gradient_std(m, images(), labels=LABELS, iterations=2, **QUIET) for m in (plain, in_place))

@@ -15,7 +15,9 @@ from torch import nn
 from deconvviz import zoo
 from deconvviz.errors import ImageError, ModelError, OptionError, StoreError
 from deconvviz.training import recipe as _recipe
+from deconvviz.training import render as _render
 from deconvviz.training.recipe import RECIPES
+from deconvviz.training.recorder import Recorder
 from deconvviz.training.result import Training
 from deconvviz.training.train import train
 
@@ -63,6 +65,50 @@ def state(model):
 
 def equal(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Beside(nn.Module):
+    """Takes a number beside the images, by keyword, and returns a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, x, *, gain):
+        return {"scores": self.body(x * gain)}
+
+
+def half(model, images):
+    return model(images, gain=0.5)["scores"]
+
+
+def test_a_call_says_how_the_model_is_called(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(_render.Rendering, "_picture", lambda self, name, plot: (self.folder / name).touch())
+
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny()
+
+        def forward(self, x):
+            return self.body(x * 0.5)
+
+    model, plain = Beside(), Halved()
+    recorder = Recorder(tmp_path / "seen", torch.zeros(2, 3, 16, 16), layers=["body.0"], units=[0], epochs=(1, 2))
+    seen, options = [], {"epochs": 2, "validation": 0.25}
+    kept = {"recorder": recorder, "keep_epochs": (1,), "on_epoch": lambda model, epoch: seen.append(model)}
+    found = run(model, folder, tmp_path / "a", call=half, render=tmp_path / "drawn", **kept, **options)
+    wanted = run(plain, folder, tmp_path / "b", **options)
+    assert [e.val_loss for e in found.history] == [e.val_loss for e in wanted.history]
+    assert same(found.weights, wanted.weights)  # the same names, too: a call is no weight
+    assert load_file(tmp_path / "a" / "epoch-001.safetensors").keys() == load_file(found.weights).keys()
+    assert seen == [model, model] and recorder.recording.epochs == (1, 2) and found.page.exists()
+    again = run(Beside(), folder, tmp_path / "a", call=half, **options)
+    assert again.history == found.history  # it goes on, here: has nothing left to do
+    with pytest.raises(StoreError, match="another run: its call"):
+        run(Beside(), folder, tmp_path / "a", call=lambda model, images: model(images, gain=2.0)["scores"], **options)
+    with pytest.raises(OptionError, match="call="):
+        run(Beside(), folder, tmp_path / "c", call="half", **options)
 
 
 def test_it_learns_and_reports(folder, tmp_path):
