@@ -56,17 +56,16 @@ def _filters(command: Command, parsed: argparse.Namespace) -> None:
 def _compare_filters(command: Command, parsed: argparse.Namespace, first: Loaded) -> Any:
     import deconvviz
 
-    from ..calls import called
     from .networks import load_model
 
-    networks = {parsed.model: called(first.model, first.call)}
+    loaded = {parsed.model: first}
     for name, *weights in parsed.compare:
         if len(weights) > 1:
             raise OptionError(f"--compare takes MODEL and WEIGHTS, got {name} {' '.join(weights)}.")
-        title = name if name not in networks else " ".join([name, *weights, f"({len(networks) + 1})"])
-        other = load_model(name, weights=weights[0] if weights else None, device=parsed.device)
-        networks[title] = called(other.model, other.call)
-    return deconvviz.compare_filters(networks, **command.arguments(parsed))
+        title = name if name not in loaded else " ".join([name, *weights, f"({len(loaded) + 1})"])
+        loaded[title] = load_model(name, weights=weights[0] if weights else None, device=parsed.device)
+    networks, calls = ({name: getattr(one, what) for name, one in loaded.items()} for what in ("model", "call"))
+    return deconvviz.compare_filters(networks, call=calls, **command.arguments(parsed))
 
 
 def _compare_methods(command: Command, parsed: argparse.Namespace) -> None:

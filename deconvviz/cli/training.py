@@ -94,6 +94,13 @@ COMMANDS = (
             Option("--image-size", "default: the network's own", type=int),
             Option("--validation", "a folder, or a share between 0 and 1 to hold out", type=number_or_text),
             Option(
+                "--crops",
+                "views of each validation image: 1, or 10 (corners and middle, mirrored too)",
+                default=1,
+                type=int,
+                more={"choices": (1, 10)},
+            ),
+            Option(
                 "--restart",
                 "do not go on from the checkpoint in --out",
                 argument="resume",

@@ -260,7 +260,8 @@ def compare_filters(models: Mapping[str, nn.Module], images: Images = None, **op
     Args:
         models: Name to network.
         images: For the aliasing score, the same for all, see `filters`.
-        options: See `filters`; `band` is by default that of the smallest filters, the same for all networks.
+        options: See `filters`; `band` is by default that of the smallest filters, the same for all networks; `call` may
+            be a mapping from the names to each network's own.
 
     Returns:
         A `FilterComparison`: `names`, `filters`, `summary()` and `table()`.
@@ -273,7 +274,8 @@ def compare_filters(models: Mapping[str, nn.Module], images: Images = None, **op
     if not isinstance(models, Mapping) or not models:
         raise OptionError(f"models is {models!r:.60}, expected a dict of names and networks.")
     call = options.pop("call", None)
-    networks = {name: called(model, call) for name, model in models.items()}
+    calls = call if isinstance(call, Mapping) else dict.fromkeys(models, call)
+    networks = {name: called(model, calls.get(name)) for name, model in models.items()}
     smallest = min(max(_first(model)[1].shape[2:]) for model in networks.values())
     options = {**options, "band": options.get("band") or _spectrum.usual_band(smallest)}
     found = tuple(filters(model, images, **options) for model in networks.values())

@@ -155,7 +155,7 @@ def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> tor
 
 @torch.no_grad()
 def _validate(run: Run) -> tuple[float, float, float]:
-    """Return the mean loss, the top-1 and the top-5 accuracy on the centre crops."""
+    """Return the mean loss, the top-1 and the top-5 accuracy on the centre crops, or on ten crops of each image."""
     run.model.eval()
     team = run.part.team
     sums = []
@@ -165,11 +165,19 @@ def _validate(run: Run) -> tuple[float, float, float]:
             sums.append(torch.zeros(3, device=run.device))
             continue
         labels = run.val.labels[there]
-        images = _pixels.centre_crops(run.val.images[here], run.card.input_size[0], run.card.resize)
-        logits = run.scores(images)[0]
+        logits = _seen(run, run.val.images[here])
         loss = cross_entropy(logits, labels, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         sums.append(torch.stack([loss, hits[:, 0].sum().to(loss), hits.sum().to(loss)]))
     n = len(run.val.good)
     total, first, five = (sum(column) / n for column in zip(*team.add(torch.stack(sums)).tolist(), strict=True))
     return total, first, five
+
+
+def _seen(run: Run, images: torch.Tensor) -> torch.Tensor:
+    """Return the scores (N, classes) of bytes (N, S, S, C); of ten crops the logarithm of their mean probability."""
+    size, resize = run.card.input_size[0], run.card.resize
+    if run.crops == 1:
+        return run.scores(_pixels.centre_crops(images, size, resize))[0]
+    each = [run.scores(crops)[0].double().log_softmax(1) for crops in _pixels.ten_crops(images, size, resize)]
+    return torch.stack(each).logsumexp(0).sub(math.log(len(each))).float()

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -271,6 +271,22 @@ def centre_crops(images: torch.Tensor, size: int, resize: int | None = None) -> 
     first = (stored - side) // 2
     crops = images[:, first : first + side, first : first + side].permute(0, 3, 1, 2)
     return crops if side == size else v2.functional.resize(crops, [size, size], antialias=True)
+
+
+def ten_crops(images: torch.Tensor, size: int, resize: int) -> Iterator[torch.Tensor]:
+    """Yield the corners and the middle of each of (N, S, S, C), as they are and mirrored: ten times (N, C, size, size).
+
+    S counts as `resize`, as in `centre_crops`.
+    """
+    stored = images.shape[1]
+    side = round(size * stored / resize)
+    last = stored - side
+    for row, col in ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)):
+        crops = images[:, row : row + side, col : col + side].permute(0, 3, 1, 2)
+        if side != size:
+            crops = v2.functional.resize(crops, [size, size], antialias=True)
+        yield crops
+        yield crops.flip(3)
 
 
 def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

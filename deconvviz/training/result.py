@@ -21,7 +21,8 @@ class Epoch:
         epoch: counted from 1.
         train_loss: mean over the images as they were fed: augmented, with dropout and label smoothing.
         train_accuracy: share of these images whose most probable class was right.
-        val_loss: mean cross entropy over the validation images' centre crops, without smoothing.
+        val_loss: mean cross entropy over the validation images' centre crops, or their ten crops' mean probability,
+            without smoothing.
         top1: share of the validation images whose most probable class is right.
         top5: share of the validation images with the right class among the five most probable.
         lr: the learning rate of the epoch's last step.

@@ -41,6 +41,7 @@ class Run:
     frozen: tuple[str, ...] = ()
     started: str = ""
     call: Call | None = None
+    crops: int = 1
     optimizer: torch.optim.Optimizer = dataclasses.field(init=False)
     scaler: torch.amp.GradScaler = dataclasses.field(init=False)
     network: nn.Module = dataclasses.field(init=False)  # the model as it is called: with images alone
@@ -100,6 +101,7 @@ class Run:
             # None in the checkpoints of earlier versions, too
             "frozen modules": list(self.frozen) or None,
             "start": self.started or None,
+            "crops": None if self.crops == 1 else self.crops,
             "call": None if self.call is None else mark(self.call).hex(),
         }
 
@@ -108,10 +110,13 @@ class Run:
         counts = f"{len(self.train.good):,} training and {len(self.val.good):,} validation images"
         recipe = self.recipe
         usual = RECIPES.get(recipe.name, recipe)
+        views = "" if self.crops == 1 else f"{self.crops} crops of "
         options = [f"--recipe {recipe.name}", f"--epochs {recipe.epochs}", f"--seed {self.seed}"]
         for name in ("batch_size", "lr", "clamp_rms"):
             if getattr(recipe, name) != getattr(usual, name):
                 options.append(f"--{name.replace('_', '-')} {getattr(recipe, name)}")
+        if self.crops > 1:
+            options.append(f"--crops {self.crops}")
         if self.frozen:
             options.append(f"--freeze {','.join(self.frozen)}")
         if self.started:
@@ -122,7 +127,7 @@ class Run:
             "data": f"{data.name}: {counts} of {len(files.classes)} classes",
             "recipe": recipe.name,
             "epochs": last.epoch,
-            "accuracy": f"{last.top1:.1%} top-1 and {last.top5:.1%} top-5 on the validation images",
+            "accuracy": f"{last.top1:.1%} top-1 and {last.top5:.1%} top-5 on {views}the validation images",
             "top1": last.top1,
             "top5": last.top5,
             "val_loss": last.val_loss,

@@ -52,6 +52,7 @@ def train(
     image_size: int | None = None,
     resume: bool = True,
     validation: str | os.PathLike[str] | float | None = None,
+    crops: int = 1,
     keep_epochs: Collection[int] = (),
     on_epoch: Callable[[nn.Module, int], None] | None = None,
     recorder: Recorder | str | os.PathLike[str] | None = None,
@@ -106,6 +107,8 @@ def train(
         resume: continue from the checkpoint in `out`.
         validation: a folder, or the share of the training images to hold out; None: the val folder beside
             train, else 0.05.
+        crops: 1: the validation sees the middle of each image; 10: its corners and its middle, also mirrored, and takes
+            the mean of their probabilities, as the AlexNet paper's test does; at ten times the work.
         keep_epochs: after these epochs the weights are also written to epoch-NNN.safetensors; Fig. 4 of the
             paper shows (1, 2, 5, 10, 20, 30, 40, 64).
         on_epoch: called after each epoch with the model, in eval mode and on `device`, and the epoch; again
@@ -136,14 +139,18 @@ def train(
         LayerError, UnsupportedOp: with `render`, before the training: no numbered layers, or an operation without a
             rule.
 
-    Source: Zeiler & Fergus 2014, section 3 (recipe "paper"); He et al. 2016, section 4.2 ("cifar").
+    Source: Zeiler & Fergus 2014, section 3 (recipe "paper"); He et al. 2016, section 4.2 ("cifar"); Krizhevsky et al.
+        2012, section 4.1 (ten crops).
     """
     chosen = choose(recipe, epochs=epochs, batch_size=batch_size, lr=lr, clamp_rms=clamp_rms)
+    if crops not in (1, 10) or isinstance(crops, bool):
+        raise OptionError(f"crops={crops!r}: expected 1 or 10.")
     team = ranks.team()
     place = find_device(device or (f"cuda:{team.local}" if torch.cuda.is_available() else "cpu"))
     amp = autocast_dtype(dtype, place)
     files, val_files = _pixels.find_both(Path(data), validation)
     network, card = _network(model, chosen, files.classes, image_size, seed)
+    _check_room(card, chosen, crops)
     seen = called(network, call)
     started = "" if start_from is None else load_start(network, Path(start_from))
     keeper = None if recorder is None else _prepare_recorder(recorder, seen, card)
@@ -164,7 +171,7 @@ def train(
         stack.enter_context(_lend(network, place))
         frozen = stack.enter_context(frozen_parts(network, freeze))
         near = pixels.near(place), val.near(place)
-        run = Run(network, chosen, card, *near, place, amp, seed, bar, Part(team), frozen, started, call)
+        run = Run(network, chosen, card, *near, place, amp, seed, bar, Part(team), frozen, started, call, crops)
         signature = run.signature(files, val_files)
         team.agree(signature, "images or options")
         history = loop(
@@ -276,6 +283,16 @@ def _add_margin(card: Card, recipe: Recipe) -> Card:
     if card.resize > height or recipe.shift:
         return card
     return dataclasses.replace(card, resize=height * 8 // 7)
+
+
+def _check_room(card: Card, recipe: Recipe, crops: int) -> None:
+    """Refuse ten crops of images that are no larger than one."""
+    if crops > 1 and card.resize <= card.input_size[0]:
+        raise OptionError(
+            f"crops={crops} are cut from images larger than the input, and recipe {recipe.name!r} stores them at "
+            f"{card.resize} pixels for an input of {card.input_size[0]}: its windows stick out instead. Give a recipe "
+            "with shift=0, such as 'paper', or crops=1."
+        )
 
 
 @contextlib.contextmanager

@@ -311,7 +311,9 @@ def test_a_call_says_how_the_network_is_called():
     )
     assert found.name == "body.0" and torch.equal(found.weights, wanted.weights)
     assert len(found.aliasing) and torch.equal(found.aliasing, wanted.aliasing)
-    both = compare_filters({"one": model, "other": model}, images, call=call, progress=False)
+    own = {"one": lambda model, images: model(images, gain=2.0), "other": call}
+    both = compare_filters({"one": model, "other": model}, images, call=own, progress=False)
     assert torch.equal(both["other"].aliasing, wanted.aliasing)
+    assert compare_filters({"one": model}, call=call)["one"].name == "body.0"
     with pytest.raises(OptionError, match="call="):
         filters(model, call="gain")

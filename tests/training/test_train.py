@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.transforms import v2
 
 from deconvviz import zoo
 from deconvviz.errors import ImageError, ModelError, OptionError, StoreError
+from deconvviz.training import pixels as _pixels
 from deconvviz.training import recipe as _recipe
 from deconvviz.training import render as _render
 from deconvviz.training.recipe import RECIPES
@@ -109,6 +111,50 @@ def test_a_call_says_how_the_model_is_called(folder, tmp_path, monkeypatch):
         run(Beside(), folder, tmp_path / "a", call=lambda model, images: model(images, gain=2.0)["scores"], **options)
     with pytest.raises(OptionError, match="call="):
         run(Beside(), folder, tmp_path / "c", call="half", **options)
+
+
+def test_ten_crops_are_those_of_a_plain_loop(folder, tmp_path):
+    model = tiny()
+    recipe = dataclasses.replace(RECIPES["modern"], shift=0.0)
+    result = run(model, folder, tmp_path, recipe=recipe, validation=folder, crops=10, epochs=2)
+    card = zoo.Card.read(result.card)
+    mean, std = np.array(card.mean), np.array(card.std)
+    losses, right = [], []
+    for label, name in enumerate(sorted(COLOURS)):
+        for path in sorted((folder / name).rglob("*.png")):
+            pixels = np.asarray(Image.open(path).convert("RGB"))[:, 1:19]  # 18 of 20: the middle
+            views = [pixels[r : r + 16, c : c + 16] for r, c in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))]
+            views += [view[:, ::-1] for view in views]
+            batch = torch.tensor(np.stack([(view / 255 - mean) / std for view in views])).permute(0, 3, 1, 2).float()
+            with torch.no_grad():
+                probability = model.eval()(batch).double().softmax(1).mean(0)
+            losses.append(-math.log(probability[label]))
+            right.append(int(probability.argmax()) == label)
+    assert result.history[-1].val_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert result.history[-1].top1 == sum(right) / len(right)
+    assert "10 crops of the validation images" in card.training["accuracy"] and "--crops 10" in card.training["command"]
+    with pytest.raises(StoreError, match="its crops was 10, now it is None"):
+        run(tiny(), folder, tmp_path, recipe=recipe, validation=folder, epochs=2)
+    with pytest.raises(OptionError, match="crops=10 are cut from images larger than the input"):
+        run(tiny(), folder, tmp_path / "b", crops=10)
+    with pytest.raises(OptionError, match="crops=5: expected 1 or 10"):
+        run(tiny(), folder, tmp_path / "b", crops=5)
+
+
+def test_ten_crops_of_larger_pixels_are_those_of_the_smaller():
+    seed = torch.Generator().manual_seed(0)
+    images = (
+        torch.randint(0, 256, (2, 9, 9, 3), dtype=torch.uint8, generator=seed)
+        .repeat_interleave(2, 1)
+        .repeat_interleave(2, 2)
+    )
+    found = list(_pixels.ten_crops(images, 7, 9))  # 14 of 18, halved
+    assert len(found) == 10 and all(crops.shape == (2, 3, 7, 7) for crops in found)
+    plain = images.permute(0, 3, 1, 2)
+    for got, (row, col) in zip(found[::2], ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)), strict=True):
+        window = plain[:, :, row : row + 14, col : col + 14]
+        assert torch.equal(got, v2.functional.resize(window, [7, 7], antialias=True))
+    assert all(torch.equal(b, a.flip(3)) for a, b in zip(found[::2], found[1::2], strict=True))
 
 
 def test_it_learns_and_reports(folder, tmp_path):

@@ -51,6 +51,6 @@ _CARD: Card = dataclasses.replace(
     resnet_cifar.card(f"resnet-{LAYERS}"),
     name=f"stochastic-depth-{LAYERS}",
     paper=_PAPER,
-    reported="5.25 % on CIFAR-10, 24.98 % on CIFAR-100, with shifted and mirrored images",
+    reported="5.23 % on CIFAR-10 with shifted and mirrored images, as the authors' code gives it (Fig. 3)",
 )
 NETWORKS = (Entry(stochastic_depth, _CARD, first="kaiming"),)
