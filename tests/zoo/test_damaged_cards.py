@@ -154,7 +154,11 @@ def test_damaged_weights(weights, tmp_path):
             assert str(weights) in str(error)
     tensors = zoo.create("lenet-5", num_classes=2).state_dict()
     for kind in (torch.int64, torch.bool, torch.complex64):
-        weights.write_bytes(save({name: x.to(kind) for name, x in tensors.items()}))
+        try:
+            weights.write_bytes(save({name: x.to(kind) for name, x in tensors.items()}))
+        except KeyError:
+            assert kind.is_complex  # the older releases of safetensors write none
+            continue
         with pytest.raises(StoreError, match=r"does not fit lenet-5.*expected torch.float32"):
             zoo.create("lenet-5", weights=weights)
     os.mkfifo(tmp_path / "pipe")
