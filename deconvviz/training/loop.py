@@ -32,8 +32,8 @@ class After(Protocol):
     def begin(self, epochs: int) -> None:
         """Refuse what cannot follow this many epochs."""
 
-    def __call__(self, model: nn.Module, number: int) -> None:
-        """Take the model after an epoch."""
+    def __call__(self, network: nn.Module, number: int) -> None:
+        """Take the network after an epoch."""
 
 
 def loop(run: Run, path: Path, signature: Mapping[str, Any], resume: bool, after: After) -> list[Epoch]:
