@@ -300,6 +300,15 @@ def pair(text: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
+def rules(text: str) -> str | tuple[str, ...]:
+    """Read "guided", or "deconvnet,guided" for one beside the other."""
+    named = tuple(text.split(","))
+    unknown = [name for name in named if name not in RULES]
+    if unknown or len({*named}) < len(named):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(RULES)}, or several with commas")
+    return named if len(named) > 1 else text
+
+
 def position(text: str) -> tuple[int, int]:
     """Read "3,4"."""
     if text.count(",") != 1:

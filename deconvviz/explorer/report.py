@@ -25,7 +25,7 @@ from ..model.survey import layers as list_layers
 from ..model.table import Layer, Layers, LayerTable, find_all
 from ..occlusion.occlude import occlude
 from ..projection.project import project
-from ..projection.result import Projections, warn_of_likeness
+from ..projection.result import Projections, warn_of_likeness, warn_of_loss
 from ..results.store import replacing
 from ..results.text import skipped_lines
 from ..studies.filters import filters
@@ -318,7 +318,8 @@ class _How(NamedTuple):
             alike = [] if result.likeness is None else result.likeness.tolist()
             if ranks.team().rank == 0:
                 path.unlink()
-            return {"boxes": boxes, "contrasts": contrasts, "likeness": alike}
+            lost = {str(piece[row]): _lost(result, row) for row in range(len(piece)) if any(_lost(result, row))}
+            return {"boxes": boxes, "contrasts": contrasts, "likeness": alike, "lost": lost}
 
         pieces = [
             unfinished.part(f"{piece} of layer {number}", partial(project_piece, piece), shared=True)
@@ -326,6 +327,12 @@ class _How(NamedTuple):
         ]
         order = _order(top)
         alike = [value for piece in pieces for value in piece["likeness"]]
+        lost = {unit: places for piece in pieces for unit, places in piece["lost"].items()}
+        signals = int((top.image_ids[units] >= 0).sum())
+        notes = [
+            warn_of_likeness(torch.tensor(alike), layer.switches, max(height, width)),
+            warn_of_loss([place for places in lost.values() for place in places if place], signals),
+        ]
         return {
             "name": layer.name,
             "number": layer.number,
@@ -344,7 +351,8 @@ class _How(NamedTuple):
             "shifts": layer.reach.frame_shift(top.positions[units].numpy()).tolist(),
             "boxes": [box for piece in pieces for box in piece["boxes"]],
             "contrasts": [contrast for piece in pieces for contrast in piece["contrasts"]],
-            "note": warn_of_likeness(torch.tensor(alike), layer.switches, max(height, width)),
+            "lost": lost,
+            "note": " ".join(filter(None, notes)),
         }
 
     def measure(
@@ -372,6 +380,10 @@ class _How(NamedTuple):
         chosen: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, **self.rule}
         chosen["on_error"] = self.on_error
         return project(self.model, self.source, layer=layer.name, units=units, top=scan, out=out, **chosen)
+
+
+def _lost(result: Projections, row: int) -> list[str]:
+    return [result.lost_at(row, place) for place in range(result.image_ids.shape[1])]
 
 
 def _rounds(count: int) -> Iterator[range]:

@@ -26,8 +26,8 @@ from ..model.output import known_names, measuring
 from ..model.survey import resolve
 from ..projection.bulk import Frames
 from ..projection.bulk import fill as project_all
+from ..projection.likeness import likeness
 from ..projection.project import rehearse
-from ..projection.result import likeness
 from ..projection.strongest import find_frames, hash_job, images_per_unit
 from ..rules.table import Saving
 from ..tape.operations import Tape
@@ -154,8 +154,9 @@ def evidence(
         with untouched(model) as network:
             check_weights(network)
             found = resolve(network, layer, example, saving)
+            steps: list[str] = []
             if saving is not None:
-                rehearse(network, found, example, saving)
+                steps = rehearse(network, found, example, saving)
         chosen = torch.tensor(found.choose(units))
         places = grid(found.reach.window(), size, stride, "clip")
         filling = Filling(fill, model, source, preprocess, seed)
@@ -170,6 +171,7 @@ def evidence(
             on_error=on_error,
         )
         facts = _facts(frames, source, places, fill_name) | {"skipped": scan.skipped, "rule": rule}
+        facts |= {"steps": tuple(steps)}
         fields = _fields(frames, places, projected=saving is not None, refined=step is not None)
         options = places.size, places.stride, repr(fill), seed, method, step, rule
         key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, *options)
@@ -186,11 +188,11 @@ def evidence(
             done = job.run(kept, progress)
             if saving is not None:
                 at_once = batch_size or 32
-                project_all(network, source, frames, arrays, After(kept, done), saving, at_once, progress)
+                project_all(network, source, frames, arrays, After(kept, done), saving, at_once, progress, steps)
 
         def finish() -> Evidence:
             if saving is not None:
-                arrays["likeness"].copy_(likeness(arrays["projections"]))
+                arrays["likeness"].copy_(likeness(frames, arrays["projections"]))
             _fill_fields(arrays, places, torch.finfo(dtype).eps)
             if draft is None:
                 return Evidence.from_header(facts, arrays)
@@ -220,7 +222,7 @@ def _fields(
     if refined:
         known |= {"measured": (torch.bool, (units, k, *places.shape))}
     if projected:
-        known |= {"projections": (torch.float32, frames.shape), "likeness": (torch.float32, (units,))}
+        known |= frames.carried()
     return known | {"in_full": (torch.bool, (units, k)), "field": (torch.int64, (units, 4))}
 
 

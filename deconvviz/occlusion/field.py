@@ -31,7 +31,8 @@ class Evidence(UnitPatches, Result):
     (U, K): the whole network ran on each covered image; `measured` (U, K, rows, cols): false where `refine` made that
     the number is interpolated, None: nowhere. `names` and `labels` are what the images are called, by their ids,
     `skipped` (image id, reason) those that could not be read. Where `rule` was given, `projections` (U, K, C, h, w) are
-    those of `project`, with `likeness` (U,) and `note` as there. `plot` draws it, see `deconvviz.plotting.evidence.draw`.
+    those of `project`, with `likeness` (U,), `lost` (U, K) and `note` as there. `plot` draws it, see
+    `deconvviz.plotting.evidence.draw`.
     """
 
     layer: str
@@ -54,8 +55,11 @@ class Evidence(UnitPatches, Result):
     std: tuple[float, ...] | None = None
     order: tuple[int, ...] | None = None
     measured: Tensor | None = None
+    preactivations: Tensor | None = None
     projections: Tensor | None = None
     likeness: Tensor | None = None
+    lost: Tensor | None = None
+    steps: tuple[str, ...] = ()
     rule: str | None = None
     switches: int | None = None
     count: int | None = None
@@ -67,7 +71,7 @@ class Evidence(UnitPatches, Result):
     drawn_by = "evidence"
     by_unit = (
         *("units", "activations", "image_ids", "positions", "boxes", "patches", "maps", "field", "in_full"),
-        *("measured", "projections", "likeness"),
+        *("measured", "preactivations", "projections", "likeness", "lost"),
     )
 
     def plot(
@@ -136,7 +140,7 @@ class Evidence(UnitPatches, Result):
 
 FACTS = (
     *("layer", "size", "stride", "fill_name", "number", "mean", "std", "order", "rule", "switches", "count"),
-    *("skipped", "names", "labels"),
+    *("skipped", "names", "labels", "steps"),
 )
 
 

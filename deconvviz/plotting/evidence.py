@@ -24,6 +24,7 @@ from .projections import (
     photos_of,
     rows_of,
     said_of,
+    say_lost,
     signal_of,
     silent_places,
 )
@@ -106,6 +107,8 @@ def draw(
     shown = f" ({len(rows)} of {len(result.units):,} units)" if len(rows) < len(result.units) else ""
     figure = draw_sides(sides, grid, title or layer_name(result.layer, result.number) + shown, note, figure)
     _frame_fields(figure, len(sides), result, rows, grid, crops)
+    if third.projections is not None:
+        say_lost(figure.axes[-1], third, others, grid)
     return figure
 
 

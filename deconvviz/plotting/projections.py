@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from skimage.util import montage
 
 from ..errors import OptionError, UnitError
 from ..images.display import GRAY, PERCENTILE, in_order, inside_image, rgb, signed, true_colours
 from ..occlusion.field import smallest_box
 from ..projection.result import Projections
-from .style import DPI, WARNING, inches, picture, through
+from .style import DPI, WARNING, inches, picture, through, written
 
 MOST = 64  # blocks in one picture; more would be dots
 _RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
@@ -44,6 +46,8 @@ def draw(
     cmap: str | None = None,
 ) -> Figure:
     """Draw one block of tiles per unit, its projections at the left and their patches at the right.
+
+    Those of other rules, where there are any, stand between. A tile whose signal was lost on the way says where.
 
     Example:
         >>> figure = draw(deconvviz.project(model, layer=5))  # doctest: +SKIP
@@ -82,12 +86,20 @@ def draw(
     crops = Crops.of(
         crop, result, rows, [energy_box(result.projections[row]) for row in rows] if crop != "field" else []
     )
-    left = through(cmap, crops.fill(grid, signal_of(result, rows, **shown)))
-    right = crops.fill(grid, photos_of(result, rows))
     stories = [[_story(result, row, side) for row in rows] for side in (0, 1)]
     labels = stories if len(rows) == 1 else [crops.said(numbers_above(result, rows))] * 2
-    sides = [(left, "projections" + said_of(smooth, gray, percentile), labels[0]), (right, "patches", labels[1])]
-    return draw_sides(sides, grid, title or _title(result, len(rows)), result.note, figure)
+    between = [""] * len(rows) if len(rows) == 1 else labels[0]
+    sides: list[tuple[np.ndarray, str, Sequence[str]]] = []
+    for one in (result, *result.beside):
+        name = "projections" + f", {one.rule}" * bool(result.beside) + said_of(smooth, gray, percentile)
+        signal = through(cmap, crops.fill(grid, signal_of(one, rows, **shown)))
+        sides.append((signal, name, between if sides else labels[0]))
+    sides.append((crops.fill(grid, photos_of(result, rows)), "patches", labels[1]))
+    note = " ".join(filter(None, [result.note, *(f"{one.rule}: {one.loss}" for one in result.beside if one.loss)]))
+    figure = draw_sides(sides, grid, title or _title(result, len(rows)), note, figure)
+    for side, one in enumerate((result, *result.beside)):
+        say_lost(figure.axes[side - len(sides)], one, rows, grid)
+    return figure
 
 
 def draw_sides(
@@ -120,6 +132,26 @@ def draw_sides(
             axes.text(_GAP, -_HEAD + 6, told, fontsize=13 * point, color=WARNING, va="bottom", linespacing=1.1)
             axes.text(_GAP, -26, title, fontsize=20 * point, va="bottom")
     return figure
+
+
+def say_lost(axes: Axes, result: Any, rows: Sequence[int], grid: Grid) -> None:
+    """Cross out the tiles of a side whose signals were lost on the way, and write where."""
+    point = axes.get_position().width * inches(axes.figure) * 72 / np.ptp(axes.get_xlim())
+    letters = max(6, grid.width // 6)
+    for block, row in enumerate(rows):
+        for index in range(grid.tiles):
+            step = result.lost_at(row, index)
+            if not step:
+                continue
+            x, y = grid.tile(block, index)
+            middle = (x + grid.width / 2, y + grid.height / 2)
+            axes.add_patch(Rectangle((x, y), grid.width - 1, grid.height - 1, **_CROSSED))
+            text = "\n".join(["lost at", *textwrap.wrap(written(step), letters)][: max(1, grid.height // 12)])
+            box = {"facecolor": "0.5", "edgecolor": "none", "pad": 1.5 * point}
+            axes.text(*middle, text, fontsize=10 * point, color="white", ha="center", va="center", bbox=box)
+
+
+_CROSSED: dict[str, Any] = {"fill": False, "hatch": "//", "edgecolor": "0.62", "linewidth": 0}
 
 
 def compose(
@@ -322,7 +354,7 @@ def rows_of(result: Any, units: Sequence[int] | None) -> list[int]:
 
 def _title(result: Projections, shown: int) -> str:
     title = result.layer if result.number is None else f"layer {result.number}: {result.layer}"
-    title += "" if result.rule == "deconvnet" else f", {result.rule}"
+    title += "" if result.rule == "deconvnet" or result.beside else f", {result.rule}"
     return title + (f" ({shown} of {len(result.units):,} units)" if shown < len(result.units) else "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..devices import Portions
+from ..devices import Portions, sent
 from ..errors import StoreError
 from ..guard import placement
 from ..images import ImageSet
@@ -22,10 +22,11 @@ from ..jobs.runner import Kept, Place, Step, run
 from ..model.table import Layer
 from ..results import store as _store
 from ..rules import table as rules
-from ..rules.signals import Items
+from ..rules.signals import Items, Signal
 from ..tape.operations import Tape
 from ..tape.record import record, record_fast
-from .deconvnet import begin, carry
+from .deconvnet import begin, carry, trace_loss
+from .result import BESIDE
 
 # Above this many bytes a result goes to a file by itself: it would not fit beside its own copy in 4 GB.
 STREAM_BYTES = 3 << 29
@@ -79,11 +80,20 @@ class Frames:
         ):
             frames[row, :, down : down + b - t, right : right + r - le] = maps[i, :, t - y : b - y, le - x : r - x]
 
-    def fields(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Return type and shape of each array of the result."""
+    def fields(self, others: int = 0) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return type and shape of each array of the result, which has the projections of so many other rules, too."""
         plain = {name: (x.dtype, tuple(x.shape)) for name, x in self.arrays().items()}
-        plain["likeness"] = torch.float32, (self.shape[0],)
-        return plain | dict.fromkeys(_PICTURES, (torch.float32, self.shape))
+        own, patches = self.carried(), {"patches": (torch.float32, self.shape)}
+        plain |= {name: own[name] for name in ("likeness", "lost")} | patches | {"projections": own["projections"]}
+        for first in map(BESIDE.format, range(others)):
+            plain |= {f"{first}{name}": field for name, field in own.items()}
+        return plain
+
+    def carried(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return type and shape of each array that belongs to one rule."""
+        units, k = self.shape[:2]
+        small = {"likeness": (torch.float32, (units,)), "lost": (torch.int64, (units, k))}
+        return small | {"projections": (torch.float32, self.shape)}
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the fields of the result that are known before any projection."""
@@ -98,17 +108,16 @@ class Frames:
 
 
 @torch.inference_mode(False)  # a result that is filled here must be writable here
-def allocate(frames: Frames, facts: Mapping[str, object]) -> dict[str, Tensor]:
+def allocate(frames: Frames, facts: Mapping[str, object], others: int = 0) -> dict[str, Tensor]:
     """Return the result's arrays, those known before filled in: in memory, or in a file that has no name."""
-    known = {**frames.arrays(), "likeness": torch.zeros(frames.shape[0])}
-    if 2 * 4 * int(np.prod(frames.shape)) >= STREAM_BYTES:
-        pictures = {name: frames.fields()[name] for name in _PICTURES}
+    fields = frames.fields(others)
+    pictures = {name: field for name, field in fields.items() if field[1] == frames.shape}
+    known = {name: torch.zeros(shape, dtype=kind) for name, (kind, shape) in fields.items() if name not in pictures}
+    known |= frames.arrays()
+    if len(pictures) * 4 * int(np.prod(frames.shape)) >= STREAM_BYTES:
         return {**known, **_map_unnamed(pictures, facts)}
     # NumPy's zeros are pages that the system clears when they are first touched; torch would write them twice.
-    return {**known, **{name: torch.from_numpy(np.zeros(frames.shape, np.float32)) for name in _PICTURES}}
-
-
-_PICTURES = ("patches", "projections")
+    return {**known, **{name: torch.from_numpy(np.zeros(frames.shape, np.float32)) for name in pictures}}
 
 
 def _map_unnamed(
@@ -141,10 +150,15 @@ def fill(
     saving: rules.Saving,
     batch_size: int,
     progress: bool,
-) -> None:
-    """Project every item into the arrays' patches and projections (U, K, C, h, w); a block is a batch of images."""
+    steps: Sequence[str],
+) -> int:
+    """Project every item into the arrays' projections and, if they are there, patches (U, K, C, h, w).
+
+    A block is a batch of images; returns how many there are. Where nothing arrives at the pixels, `lost` (U, K) says
+    after which of the modules `steps`, counted from 1, nothing was left.
+    """
     device, dtype = placement(network)
-    pictures = {name: arrays[name].flatten(0, 1) for name in _PICTURES}
+    targets = {name: arrays[name].flatten(0, 1) for name in ("patches", "projections", "lost") if name in arrays}
     layer, beyond = frames.layer, frames.beyond()
     # Where memory does not suffice, first for fewer windows at once, then for fewer images.
     some_images, some_windows = Portions(batch_size), Portions(len(beyond))
@@ -164,14 +178,18 @@ def fill(
                 items = Items(which - first, frames.positions.flatten(0, 1)[now])
                 start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
                 signal = carry(tape, layer, start, items, saving.rectifier)
+                lost = _lost(tape, layer, start, items, signal, saving.rectifier, steps)
                 zero = torch.zeros_like(which)
                 corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
                 found = signal.data.cpu(), torch.arange(len(now)), *corners
                 left[chosen] = False
-                return len(now), [
+                writes = [
                     partial(frames.put, place.arrays["projections"], rows, now, *found),
-                    partial(frames.put, place.arrays["patches"], rows, now, shown, which, zero, zero),
+                    partial(_note, place.arrays["lost"], rows, lost),
                 ]
+                if "patches" in place.arrays:
+                    writes.append(partial(frames.put, place.arrays["patches"], rows, now, shown, which, zero, zero))
+                return len(now), writes
 
             for chosen in _pieces(beyond[part[here]], tape, layer, device):
                 yield from some_windows.run(carried, here[chosen])
@@ -181,7 +199,28 @@ def fill(
     blocks = list(_blocks(frames.ids.flatten(), batch_size))
     sizes = [len(part) for _, _, part in blocks]
     how: dict[str, Any] = {"name": f"project {layer.name}", "unit": "projections", "progress": progress}
-    run(blocks, compute, kept, arrays=pictures, rows=lambda block: block[2], sizes=sizes, **how)
+    run(blocks, compute, kept, arrays=targets, rows=lambda block: block[2], sizes=sizes, **how)
+    return len(blocks)
+
+
+def _note(target: Tensor, rows: Tensor, numbers: Tensor) -> None:
+    target[rows] = numbers
+
+
+def _lost(
+    tape: Tape, layer: Layer, start: Signal, items: Items, end: Signal, rectifier: str, steps: Sequence[str]
+) -> Tensor:
+    """Return for each item 0 where its signal arrived, else where it was lost, as a place among `steps` from 1 on."""
+    found = torch.zeros(len(items.images), dtype=torch.long)
+    gone = (~end.data.flatten(1).any(1)).cpu().nonzero().flatten()
+    if len(gone):
+        some = Items(items.images[gone], items.positions[gone])
+        unit = None if start.unit is None else start.unit[sent(gone, start.unit.device)]
+        again = Signal(start.data[sent(gone, start.data.device)], start.grid, unit)
+        names = trace_loss(tape, layer, again, some, rectifier)
+        place = {name: n for n, name in enumerate(steps, 1)}
+        found[gone] = torch.tensor([place.get(name, place[""]) for name in names])
+    return found
 
 
 def _record(network: nn.Module, batch: Tensor, layer: Layer, saving: rules.Saving) -> Tape:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+import torch
 from torch import Tensor
 
 from ..devices import sent
 from ..model.table import Layer
 from ..rules import table as rules
 from ..rules.signals import Grid, Items, Signal, Signals, Walk
-from ..tape.operations import Tape
+from ..tape.operations import Op, Tape
+
+Watch = Callable[[Op, Mapping[int, Signal]], None]
 
 
-def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str = "deconvnet") -> Signal:
+def carry(
+    tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str = "deconvnet", watch: Watch | None = None
+) -> Signal:
     """Carry signals from a layer back to the images: the one loop of the deconvnet.
 
-    The signal stays on windows, one position's receptive field, as long as the rules can and it pays.
+    The signal stays on windows, one position's receptive field, as long as the rules can and it pays. `watch` is called
+    after each operation, with all signals on their way.
     """
     walk = Walk(tape, items, rectifier)
     signals: dict[int, Signal] = {rules.entry(tape, layer.value, rectifier): start}
@@ -31,9 +39,28 @@ def carry(tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str 
             if signal is not None:
                 before = signals.get(value)
                 signals[value] = signal if before is None else items.sum(before, signal, tape.shapes[value])
+        if watch is not None:
+            watch(op, signals)
     if 0 not in signals:  # every path was a gate's
         return Signal(start.data.new_zeros(len(items.images), *tape.shapes[0][1:]))
     return signals[0]
+
+
+def trace_loss(tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str) -> list[str]:
+    """Return for each item the module at which nothing was left of its signal, "" for the network itself."""
+    alive = torch.ones(len(items.images), dtype=torch.bool)
+    lost = [""] * len(alive)
+
+    def look(op: Op, signals: Mapping[int, Signal]) -> None:
+        left = torch.zeros_like(alive)
+        for signal in signals.values():
+            left |= signal.data.flatten(1).any(1).cpu()
+        for item in (alive & ~left).nonzero().flatten().tolist():
+            lost[item] = op.module
+        alive.copy_(alive & left)
+
+    carry(tape, layer, start, items, rectifier, look)
+    return lost
 
 
 def begin(tape: Tape, layer: Layer, amounts: Tensor, units: Tensor, positions: Tensor) -> Signal:

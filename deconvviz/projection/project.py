@@ -14,10 +14,11 @@ from .. import ranks
 from ..calls import Call, called
 from ..checks import at_once
 from ..devices import Portions
+from ..errors import OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images
 from ..jobs.draft import Draft
-from ..jobs.runner import Memory, laid_out
+from ..jobs.runner import After, Kept, Memory, laid_out
 from ..model.survey import resolve
 from ..model.table import Layer
 from ..rules import table as rules
@@ -26,7 +27,8 @@ from ..tape.record import record
 from ..topk.result import TopK
 from .bulk import Frames, allocate, fill
 from .deconvnet import begin, carry
-from .result import Projections, likeness
+from .likeness import likeness
+from .result import BESIDE, Projections
 from .strongest import find_frames, hash_job, images_per_unit
 
 
@@ -39,7 +41,7 @@ def project(
     units: Sequence[int] | str | None = None,
     k: int = 9,
     top: TopK | int | None = None,
-    rule: str = "deconvnet",
+    rule: str | Sequence[str] = "deconvnet",
     lrn: str = "pass",
     allow_gradient: bool = False,
     preprocess: Any = None,
@@ -74,7 +76,8 @@ def project(
         k: How many images per unit.
         top: A `TopK` that holds this layer, from a scan of the same images, in place of a new scan; `k` is then its
             own. A number here is taken as `k`.
-        rule: "deconvnet", "guided" or "backprop", see `deconv`.
+        rule: "deconvnet", "guided" or "backprop", see `deconv`; or several, such as ("deconvnet", "guided"): the others'
+            projections of the same patches are in `beside`, and `plot` draws all of them.
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: How a picture becomes the model's input, where the model does not say.
@@ -94,12 +97,13 @@ def project(
 
     Raises:
         UnsupportedOp: An operation on the path has no rule.
+        OptionError: A rule that is not known, or twice the same.
         LayerError, UnitError, ImageError, ModelError, StoreError: As their names say.
 
     Source:
         Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 2.1, Fig. 2.
     """
-    saving = rules.Saving(rule, lrn, allow_gradient)
+    savings = _savings(rule, lrn, allow_gradient)
     k, scan = images_per_unit(k, top)
     model = called(model, call)
     source = open_images(model, images, preprocess)
@@ -110,9 +114,10 @@ def project(
         example = source.example(on_error).to(device, dtype)
         with untouched(model) as network:
             check_weights(network)
-            found = resolve(network, layer, example, saving)
+            found = resolve(network, layer, example, savings[0])
             # Before the long scan: refuse an operation without a rule now.
-            rehearse(network, found, example, saving)
+            for saving in savings:
+                steps = rehearse(network, found, example, saving)
         chosen = torch.tensor(found.choose(units))
         frames, scan = find_frames(
             *(model, source, found, chosen, scan or k, draft),
@@ -123,23 +128,29 @@ def project(
             interior=interior,
             on_error=on_error,
         )
-        facts = _facts(frames, source, rule, scan.skipped)
+        facts = _facts(frames, source, savings, steps, scan.skipped)
         known = {"kind": "projections", **facts}
-        key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, saving, batch_size)
+        key = "" if draft is None and team.size == 1 else hash_job(model, source, frames, *savings, batch_size)
+        others = len(savings) - 1
         team.agree(key, "weights, images or options")
         if team.rank > 0:
-            arrays = laid_out(frames.fields())
+            arrays = laid_out(frames.fields(others))
         elif draft is None:
-            arrays = allocate(frames, known)
+            arrays = allocate(frames, known, others)
         else:
-            arrays = draft.open(key, frames.fields(), known, frames.arrays())
+            arrays = draft.open(key, frames.fields(others), known, frames.arrays())
         with untouched(model) as network:
-            fill(network, source, frames, arrays, draft or Memory(), saving, batch_size, progress)
+            kept: Kept = draft or Memory()
+            for number, saving in enumerate(savings):
+                own = arrays if number == 0 else {name: arrays[_beside(number, name)] for name in frames.carried()}
+                done = fill(network, source, frames, own, kept, saving, batch_size, progress, steps)
+                kept = After(kept, done)
 
         def finish() -> Projections:
-            arrays["likeness"].copy_(likeness(arrays["projections"]))
+            for first in ("", *map(BESIDE.format, range(others))):
+                arrays[f"{first}likeness"].copy_(likeness(frames, arrays[f"{first}projections"]))
             if draft is None:
-                return Projections(**{**arrays, **facts})
+                return Projections.from_header(facts, arrays)
             draft.finish()
             return Projections.load(draft.path)
 
@@ -147,23 +158,46 @@ def project(
     return result
 
 
-def _facts(frames: Frames, source: ImageSet, rule: str, skipped: tuple[tuple[int, str], ...]) -> dict[str, Any]:
+def _savings(rule: str | Sequence[str], lrn: str, allow_gradient: bool) -> list[rules.Saving]:
+    """Return what each rule saves, the first one's first."""
+    named = [rule] if isinstance(rule, str) else list(rule)
+    if not named or len({*named}) < len(named):
+        raise OptionError(f"rule={rule!r}: expected one of {', '.join(rules.RECTIFIERS)}, or several different ones.")
+    return [rules.Saving(one, lrn, allow_gradient) for one in named]
+
+
+def _beside(number: int, name: str) -> str:
+    return f"{BESIDE.format(number - 1)}{name}"
+
+
+def _facts(
+    frames: Frames,
+    source: ImageSet,
+    savings: Sequence[rules.Saving],
+    steps: Sequence[str],
+    skipped: tuple[tuple[int, str], ...],
+) -> dict[str, Any]:
     """Return the fields of the result that are no arrays."""
     seen, layer = source.preprocess.inverse, frames.layer
-    facts: dict[str, Any] = {"layer": layer.name, "number": layer.number, "rule": rule, "switches": layer.switches}
+    facts: dict[str, Any] = {"layer": layer.name, "number": layer.number, "rule": savings[0].rectifier}
+    facts |= {"steps": tuple(steps), "switches": layer.switches}
     facts |= {"mean": seen.mean, "std": seen.std, "order": seen.order, "count": len(source), "skipped": skipped}
-    return facts | {"names": source.names_of(frames.ids), "labels": source.labels_of(frames.ids)}
+    facts |= {"names": source.names_of(frames.ids), "labels": source.labels_of(frames.ids)}
+    return facts | {"others": [one.rectifier for one in savings[1:]]}
 
 
-def rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> None:
-    """Go all the way once, with the first image as a batch of two: an operation that mixes images shows there."""
+def rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Saving) -> list[str]:
+    """Go all the way once, with the first image as a batch of two: an operation that mixes images shows there.
 
-    def go(images: Tensor) -> None:
+    Returns the modules on the way, in order; "" is the network itself.
+    """
+
+    def go(images: Tensor) -> list[str]:
         batch = example.repeat(len(images), 1, 1, 1)
         tape = record(network, batch, until=layer.value, keep=[layer.value], saver=saving)
         zero = torch.zeros(1, dtype=torch.long)
         start = begin(tape, layer, torch.ones(1), zero, torch.zeros(1, 2, dtype=torch.long))
         carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rectifier)
+        return list(dict.fromkeys(["", *(op.module for op in tape.ops)]))
 
-    for _ in Portions(2).run(go, torch.arange(2)):
-        pass
+    return [*Portions(2).run(go, torch.arange(2))][-1]

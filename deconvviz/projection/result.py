@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +13,8 @@ from torch import Tensor
 from ..errors import UnitError
 from ..results.base import Result, by_id, named_columns, tuples
 from ..results.text import amount
+
+BESIDE = "beside.{}."  # before the names of the arrays of another rule, by its number
 
 # From this mean cosine on the nine are nearly one: on networks without max-pools it is 0.8 to 1.0, on SqueezeNet 0.1.
 ALIKE = 0.5
@@ -31,6 +34,8 @@ class UnitPatches:
     boxes: Tensor
     patches: Tensor
     likeness: Tensor | None
+    lost: Tensor | None
+    steps: tuple[str, ...]
     switches: int | None
     count: int | None
     names: dict[int, str]
@@ -68,6 +73,8 @@ class UnitPatches:
         values = {"activation": self.activations[unit, rank], "image_id": self.image_ids[unit, rank]}
         box = {"top": top, "left": left, "bottom": bottom, "right": right}
         named = named_columns(values["image_id"].tolist(), self.names, self.labels)
+        if self.lost is not None and self.lost.any():
+            named["lost_at"] = [self.lost_at(*place) for place in self.mask.nonzero().tolist()]
         return {**plain, **values, "row": row, "col": col, **box, **named}
 
     @property
@@ -75,12 +82,24 @@ class UnitPatches:
         """(U, K) bool: whether the place holds an image that excites the unit."""
         return self.image_ids >= 0
 
+    def lost_at(self, row: int, k: int) -> str:
+        """Return the module at which nothing was left of a projection's signal; "" where it arrived at the pixels."""
+        number = 0 if self.lost is None else int(self.lost[row, k])
+        return (self.steps[number - 1] or "the network itself") if number else ""
+
     @property
     def note(self) -> str:
-        """What this picture cannot show, in one sentence; "" where there is nothing to say."""
+        """What this picture cannot show, in a sentence or two; "" where there is nothing to say."""
         if self.likeness is None or self.switches is None:
             return ""
-        return warn_of_likeness(self.likeness, self.switches, max(self.patches.shape[-2:]))
+        alike = warn_of_likeness(self.likeness, self.switches, max(self.patches.shape[-2:]))
+        return " ".join(filter(None, [alike, self.loss]))
+
+    @property
+    def loss(self) -> str:
+        """Of how many projections nothing arrived at the pixels, and where that was lost; "" where all arrived."""
+        places = [] if self.lost is None else [self.lost_at(*place) for place in self.lost.nonzero().tolist()]
+        return warn_of_loss(places, int(self.mask.sum()))
 
 
 _Own = TypeVar("_Own", bound=UnitPatches)
@@ -95,7 +114,11 @@ class Projections(UnitPatches, Result):
     in input pixels, `patches` and `projections` (U, K, C, h, w), where h × w is the layer's largest receptive field
     clipped to the image; what a box lacks at the image's edge is zero. Patches are in the model's input space;
     `mean` and `std` take them back to pixels in 0–1. Large results are mapped from a file and read when looked at.
-    `likeness` (U,) is the mean cosine between the K projections of a unit (NaN where there are not two),
+    `rule` says what the rectifiers did; `beside` are the projections by other rules, where several were asked for, each
+    a `Projections` of its own with the same patches. `lost` (U, K) is 0 where a signal arrived at the pixels; else nothing
+    was left of it at the module `lost_at(row, k)`, such as a rectifier that was off, and its projection is zero.
+    `likeness` (U,) is the mean cosine between the K projections of a unit, laid over each other at their positions, where
+    both images have pixels (NaN where there are not two),
     `likeness_of_units` that between the units' mean projections; `switches` counts the max-pools below the layer. Where
     the nine of a unit are nearly one, they hardly depend on the images: `note` says so.
     `preactivations` (U, K) is what went into the layer's activation where that has an upper end, such as ReLU6: equal
@@ -119,7 +142,10 @@ class Projections(UnitPatches, Result):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     likeness: Tensor | None = None
+    lost: Tensor | None = None
+    steps: tuple[str, ...] = ()
     switches: int | None = None
+    beside: tuple[Projections, ...] = ()
     preactivations: Tensor | None = None
     order: tuple[int, ...] | None = None
     count: int | None = None
@@ -131,8 +157,12 @@ class Projections(UnitPatches, Result):
     drawn_by = "projections"
     by_unit = (
         *("units", "activations", "preactivations", "image_ids", "positions", "boxes", "likeness"),
-        *("patches", "projections"),
+        *("lost", "patches", "projections"),
     )
+
+    def __getitem__(self, unit: int) -> Projections:
+        """Return the result of one unit, by its number."""
+        return replace(super().__getitem__(unit), beside=tuple(other[unit] for other in self.beside))
 
     def plot(
         self,
@@ -164,6 +194,10 @@ class Projections(UnitPatches, Result):
         silent = int((~self.mask.any(1)).sum())
         seen = "these images" if self.count is None else amount(self.count, "image")
         note = f", {amount(silent, 'unit')} with no response in {seen}" if silent else ""
+        for one in (self, *self.beside):
+            gone = 0 if one.lost is None else int(one.lost.count_nonzero())
+            note += "" if one is self else f", beside {one.rule}"
+            note += f", {amount(gone, 'signal')} lost on the way" if gone else ""
         return f"{self.layer}: {amount(units, 'unit')} × {amount(images, 'image')}, {height}×{width} px{note}"
 
     @property
@@ -174,18 +208,26 @@ class Projections(UnitPatches, Result):
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what a file's header says, and the arrays in it."""
         arrays = {name: getattr(self, name) for name in self.by_unit if getattr(self, name) is not None}
-        return {name: getattr(self, name) for name in _FACTS}, arrays
+        for number, other in enumerate(self.beside):
+            own = {name: getattr(other, name) for name in _OWN}
+            arrays |= {f"{BESIDE.format(number)}{name}": x for name, x in own.items() if x is not None}
+        facts = {name: getattr(self, name) for name in _FACTS}
+        return facts | {"others": [other.rule for other in self.beside]}, arrays
 
     @classmethod
     def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Projections:
         """Take back what `header` returned."""
-        fields: dict[str, Any] = {**arrays, **{name: tuples(value) for name, value in facts.items()}}
-        return cls(**fields | {name: by_id(facts.get(name, {})) for name in ("names", "labels")})
-
-
-def likeness(projections: Tensor) -> Tensor:
-    """Return (U,): the mean cosine between each unit's projections (U, K, C, h, w) that are not zero."""
-    return torch.tensor([mean_cosine(tiles.flatten(1)) for tiles in projections])
+        others = facts.get("others", ())
+        parts: list[dict[str, Any]] = [
+            {name: arrays[key] for name in _OWN if (key := f"{BESIDE.format(number)}{name}") in arrays}
+            for number in range(len(others))
+        ]
+        mine = {name: x for name, x in arrays.items() if name in cls.by_unit}
+        known = {name: tuples(value) for name, value in facts.items() if name != "others"}
+        fields: dict[str, Any] = {**mine, **known}
+        one = cls(**fields | {name: by_id(facts.get(name, {})) for name in ("names", "labels")})
+        beside = [replace(one, rule=rule, **part) for rule, part in zip(others, parts, strict=True)]
+        return replace(one, beside=tuple(beside))
 
 
 def mean_cosine(rows: Tensor) -> float:
@@ -214,4 +256,16 @@ def warn_of_likeness(likeness: Tensor, switches: int, side: int) -> str:
     )
 
 
-_FACTS = ("layer", "number", "rule", "switches", "mean", "std", "order", "count", "skipped", "names", "labels")
+def warn_of_loss(places: Sequence[str], count: int) -> str:
+    """Say in one sentence at which modules signals were lost, of `count` in all; "" where there are none."""
+    if not places:
+        return ""
+    most = [f"{name} ({n})" for name, n in Counter(places).most_common(3)]
+    more = f" and {amount(len({*places}) - 3, 'other place')}" if len({*places}) > 3 else ""
+    return f"Of {len(places)} of {amount(count, 'signal')} nothing reached the pixels, lost at {', '.join(most)}{more}."
+
+
+_FACTS = (
+    *("layer", "number", "rule", "steps", "switches", "mean", "std", "order", "count", "skipped", "names", "labels"),
+)
+_OWN = ("likeness", "lost", "projections")  # what each rule has for itself

@@ -232,6 +232,19 @@ def test_a_layer_whose_projections_are_nearly_one_says_so(tmp_path):
     assert "no max-pool below this layer" in page.data["layers"][1]["note"]
 
 
+def test_where_a_signal_was_lost_is_on_its_tile(tmp_path):
+    net = Net()
+    with torch.no_grad():
+        net.features[0].bias.fill_(-9)  # the first rectifier is off everywhere
+        net.features[3].bias.fill_(2)
+    page = write(tmp_path, net, layers=[2], most=2, occlusion=0, evidence=0, rule="guided")
+    (layer,) = page.data["layers"]
+    assert layer["lost"] == {str(unit): ["features.1"] * 4 for unit in layer["units"]}
+    assert "Of 8 of 8 signals nothing reached the pixels, lost at features.1 (8)." in layer["note"]
+    (layer,) = write(tmp_path, net, layers=[2], most=2, occlusion=0, evidence=0).data["layers"]
+    assert layer["lost"] == {} and "reached" not in layer["note"]
+
+
 # ---- one file, safe ----
 
 

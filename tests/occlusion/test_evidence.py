@@ -424,3 +424,18 @@ def test_a_network_that_draws_random_numbers_is_refused(noise):
     for method in (None, "full", "incremental"):
         with pytest.raises(ModelError, match="draws random numbers"):
             evidence(Random(), torch.rand(2, 3, 16, 16), layer="b", k=1, size=3, method=method, progress=False)
+
+
+def test_a_layer_whose_activation_saturates(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 5, 3), nn.ReLU6())
+    with torch.no_grad():
+        model[2].bias += 5.8  # some places are at the end
+    model, pictures = model.double(), images()
+    result = evidence(model, pictures, layer="3", units="all", k=2, size=3, stride=2, progress=False)
+    expected = deconvviz.project(model, pictures, layer="3", units="all", k=2, progress=False)
+    assert (result.activations == 6).any() and torch.equal(result.preactivations, expected.preactivations)
+    assert torch.equal(result[3].preactivations[0], result.preactivations[3])
+    compare(model, pictures, result)
+    result.save(tmp_path / "saturated")
+    assert Evidence.load(tmp_path / "saturated") == result

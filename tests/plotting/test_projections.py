@@ -32,6 +32,8 @@ def made(units=2, k=9, size=8, channels=3, seed=0, **fields):
         "mean": (0.0,) * channels,
         "std": (1.0,) * channels,
         "note": "",
+        "beside": (),
+        "lost_at": lambda row, k: "",
     }
     return SimpleNamespace(**({"order": None} | result | fields))
 

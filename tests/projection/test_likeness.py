@@ -29,11 +29,34 @@ def by_pairs(tiles):
     return sum(pairs) / len(pairs) if pairs else float("nan")
 
 
+def aligned(model, images, result, unit, stride):
+    """The mean cosine of pairs of full-size projections, one moved to the other's position, where both have pixels."""
+    size, moved = images.shape[-1], []
+    for image, (row, col) in zip(result.image_ids[unit].tolist(), result.positions[unit].tolist(), strict=True):
+        if image < 0:
+            continue
+        options = {"layer": result.layer, "unit": int(result.units[unit]), "position": (row, col), "progress": False}
+        whole = deconvviz.deconv(model, images[image : image + 1], **options)[0]
+        canvas = torch.zeros(4, 2 * size, 2 * size).double()  # the last channel: where the image is
+        y, x = size - stride * row, size - stride * col
+        canvas[:, y : y + size, x : x + size] = torch.cat([whole, torch.ones(1, size, size)])
+        if whole.any():
+            moved.append(canvas)
+    found = []
+    for a, b in itertools.combinations(moved, 2):
+        there = a[3] * b[3]
+        one, other = a[:3] * there, b[:3] * there
+        if one.any() and other.any():
+            found.append(float((one * other).sum() / one.norm() / other.norm()))
+    return sum(found) / len(found) if found else float("nan")
+
+
 @pytest.mark.parametrize("pool", [True, False])
 def test_it_is_the_mean_cosine_of_all_pairs(pool):
     result = made(pool)
-    expected = torch.tensor([by_pairs(tiles) for tiles in result.projections])
-    assert torch.allclose(result.likeness, expected, atol=1e-6, equal_nan=True)
+    images = torch.rand(12, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    expected = torch.tensor([aligned(network(pool), images, result, unit, 2) for unit in range(len(result))])
+    assert torch.allclose(result.likeness, expected, atol=1e-5, equal_nan=True)
     means = [
         torch.stack([t.double().flatten() / t.double().norm() for t in tiles if t.any()]).mean(0)
         for tiles in result.projections
@@ -41,6 +64,20 @@ def test_it_is_the_mean_cosine_of_all_pairs(pool):
     ]
     assert result.likeness_of_units == pytest.approx(by_pairs(means))
     assert result.switches == int(pool)
+
+
+def test_fields_larger_than_the_image_are_laid_over_each_other_at_their_positions():
+    torch.manual_seed(0)
+    parts = [part for n in range(6) for part in (nn.Conv2d(8 if n else 3, 8, 5, 1 + n % 2, 2), nn.ReLU())]
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(*parts)
+    result = deconvviz.project(model, images, layer="9", units="all", k=4, progress=False)
+    assert result.patches.shape[-2:] == (32, 32) and len(result.positions.flatten(0, 1).unique(dim=0)) > 4
+    apart = torch.tensor([by_pairs(tiles) for tiles in result.projections])
+    expected = torch.tensor([aligned(model, images, result, unit, 4) for unit in range(len(result))])
+    assert torch.allclose(result.likeness, expected, atol=1e-5, equal_nan=True)
+    assert float(result.likeness.nanmedian()) > 0.8 > 0.5 > float(apart.nanmedian())
+    assert "no max-pool below this layer" in result.note
 
 
 def test_without_switches_the_picture_says_so():

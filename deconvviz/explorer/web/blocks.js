@@ -2,6 +2,7 @@
 
 const rowsOf = (layer, at) => Math.ceil(layer.images[at].length / layer.columns) * layer.columns;
 const fieldOf = (layer, at) => layer.evidence.units[layer.units[at]]?.field;
+const lostAt = (layer, at, i) => layer.lost[layer.units[at]]?.[i] || ""; // where nothing was left of a signal
 const hasEvidence = (layer, at) => layer.units[at] in layer.evidence.units;
 
 // What of each tile is shown, in pixels of the sprite: the unit's effective field, grown to the tile's proportions.
@@ -46,6 +47,8 @@ const BLOCKS = {
       const contrast = state.stretch ? 1 : layer.contrasts[at][i];
       const look = { contrast, smooth: Number(state.smooth), gray: state.gray, part: partOf(layer, at, crop) };
       drawTile(context, bitmap, layer, i, x, y, factor, look);
+      const place = lostAt(layer, at, i);
+      if (place) crossOut(context, x, y, layer.size[1] * factor, layer.size[0] * factor, `lost at ${place}`);
     },
   },
 };

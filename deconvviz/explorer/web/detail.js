@@ -17,7 +17,11 @@ function tileButtons(group, layer, at, what) {
     const name = data.images.names[id];
     button.disabled = id < 0;
     if (id < 0) button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: empty, ${noResponse()}`);
-    else button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: ${name}, activation ${short(layer.activations[at][i])}`);
+    else {
+      const place = what === BLOCKS.projections.title && lostAt(layer, at, i);
+      const seen = `${name}, activation ${short(layer.activations[at][i])}${place ? `, lost at ${place}` : ""}`;
+      button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: ${seen}`);
+    }
   });
 }
 
@@ -108,6 +112,7 @@ async function showImage(layer, at, index) {
     ...(label ? [["Label", label]] : []),
     ["Activation", short(layer.activations[at][index])],
     ["Position", `row ${layer.positions[at][index][0]}, column ${layer.positions[at][index][1]} of ${by(layer.map)}`],
+    ...(lostAt(layer, at, index) ? [["Signal", `nothing reached the pixels: lost at ${lostAt(layer, at, index)}`]] : []),
     ["Sees", `${bottom - top}×${right - left} of ${height}×${width} pixels`],
   ]);
   const percent = (part, whole) => `${(100 * part) / whole}%`;

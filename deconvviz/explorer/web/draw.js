@@ -92,6 +92,31 @@ function fade(context, layer, shares, x, y, w, h, part) {
   context.restore();
 }
 
+// Marks a tile at (x, y), w × h, that holds no picture, and writes why where there is room.
+function crossOut(context, x, y, w, h, text) {
+  context.save();
+  context.beginPath();
+  context.rect(x, y, w, h);
+  context.clip();
+  context.strokeStyle = "#b4b4b4";
+  for (let i = -h; i < w; i += 14) {
+    context.beginPath();
+    context.moveTo(x + i, y + h);
+    context.lineTo(x + i + h, y);
+    context.stroke();
+  }
+  const letter = Math.min(16, w / 8);
+  if (letter >= 9) {
+    context.font = `${letter}px system-ui, sans-serif`;
+    context.textAlign = "center";
+    context.fillStyle = "#808080";
+    context.fillRect(x, y + h / 2 - letter, w, 2 * letter);
+    context.fillStyle = "#fff";
+    context.fillText(text, x + w / 2, y + h / 2 + letter / 3, w - 4);
+  }
+  context.restore();
+}
+
 function prepare(canvas, width, height) {
   canvas.width = width;
   canvas.height = height;

@@ -1,0 +1,61 @@
+"""How alike the projections of one unit are, laid over each other at the positions that they come from."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from .bulk import Frames
+
+
+def likeness(frames: Frames, projections: Tensor) -> Tensor:
+    """Return (U,): the mean cosine between each unit's projections (U, K, C, h, w) that are not zero.
+
+    Two of them are compared where both images have pixels: one that the border cuts is no other picture for that. NaN
+    where there are not two.
+    """
+    height, width = frames.shape[-2:]
+    shift = frames.shift.unflatten(0, frames.ids.shape)
+    boxes = frames.boxes
+    size = boxes[..., 2:] - boxes[..., :2]
+    rows, cols = frames.layer.reach.rows, frames.layer.reach.cols
+    step = torch.tensor([rows.stride, cols.stride])
+    # Of each frame's upper left pixel, from where its position is.
+    origin = boxes[..., :2] - shift - frames.positions * step
+    end = torch.minimum(shift + size, torch.tensor([height, width]))
+    found = [_mean_cosine(*one) for one in zip(projections, origin, shift, end, strict=True)]
+    return torch.tensor(found, dtype=torch.float32)
+
+
+def _mean_cosine(tiles: Tensor, origin: Tensor, low: Tensor, high: Tensor) -> float:
+    """Return the mean over pairs of tiles (K, C, h, w) that have pixels between `low` and `high` (K, 2)."""
+    there = tiles.flatten(1).any(1).nonzero().flatten()
+    tiles, origin, low, high = tiles[there].double(), origin[there], low[there], high[there]
+    flat = tiles.flatten(1)
+    products = flat @ flat.T if len(tiles) and bool((origin == origin[0]).all()) else None
+    energy = torch.nn.functional.pad(tiles.square().sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0))
+    cosines = []
+    for a, b in itertools.combinations(range(len(tiles)), 2):
+        first = torch.maximum(origin[a] + low[a], origin[b] + low[b])
+        end = torch.minimum(origin[a] + high[a], origin[b] + high[b])
+        if not bool((first < end).all()):
+            continue  # the images have nothing of the field in common
+        boxes = [[*(first - origin[i]).tolist(), *(end - origin[i]).tolist()] for i in (a, b)]
+        own = [_within(energy[i], box) for i, box in zip((a, b), boxes, strict=True)]
+        if min(own) <= 0:
+            continue
+        if products is not None:
+            product = float(products[a, b])
+        else:
+            one, other = (tiles[i, :, t:b, le:r] for i, (t, le, b, r) in zip((a, b), boxes, strict=True))
+            product = float((one * other).sum())
+        cosines.append(product / (own[0] * own[1]) ** 0.5)
+    return sum(cosines) / len(cosines) if cosines else float("nan")
+
+
+def _within(sums: Tensor, box: list[int]) -> float:
+    """Return what lies in a box, of the running sums (h + 1, w + 1) over rows and columns."""
+    top, left, bottom, right = box
+    return float(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
