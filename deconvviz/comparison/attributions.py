@@ -30,7 +30,9 @@ def _carry_back(case: Case, rule: str) -> Tensor:
     start, layer = case.start, case.start.layer
     saver = rules.Saving(rule)
     try:
-        tape = record(case.network, case.image, until=layer.value, keep=[layer.value], saver=saver)
+        tape = record(
+            case.network, case.image, until=layer.value, keep=[layer.value], saver=saver, gradient=saver.gradient
+        )
         place = torch.tensor([start.position])
         items = Items(torch.zeros(1, dtype=torch.long), place)
         # A seed of 1, not the activation: all methods explain the number itself, and a negative logit keeps its sign.

@@ -16,7 +16,7 @@ from ..images import Images, open_images
 from ..images.preprocess import input_size as find_input_size
 from ..results.text import as_html, as_text
 from ..rules.kinds import AUDITED, Kind
-from ..rules.table import Saving, find
+from ..rules.table import Saving, find, kind_of
 from ..tape.operations import Op, Tape
 from ..tape.record import record
 from .survey import names_input_size
@@ -122,7 +122,7 @@ def audit(
     else:
         image = open_images(model, images, preprocess).take([0])
     with untouched(model) as network, names_input_size(input_size if images is None else image):
-        tape = record(network, image.to(device, dtype), saver=saving)
+        tape = record(network, image.to(device, dtype), saver=saving, gradient=saving.gradient)
     counts: dict[AuditRow, int] = {}
     deepest: dict[AuditRow, int] = {}
     carried, switches = _carried(tape), switches_below(tape)
@@ -140,7 +140,9 @@ def _carried(tape: Tape) -> set[int]:
         return set(range(len(tape.shapes)))
     values = {tape.output}
     for op in reversed(tape.ops):
-        if not values.isdisjoint(op.outputs):
+        if op.cut is None and not values.isdisjoint(op.outputs):
+            if op.whole:
+                values -= set(op.outputs)
             values |= {v for slot, v in enumerate(op.inputs) if slot != op.saved.gate_slot}
     return values
 
@@ -150,6 +152,8 @@ _AT_RECTIFIERS = {"backprop": "times its derivative", "guided": "times its deriv
 
 
 def _row(op: Op, carries: bool, rectifier: str) -> AuditRow:
+    if op.cut is not None:
+        return AuditRow(op.name, op.module, 0, str(kind_of(op) or ""), "none: autograd passes nothing back", "exact")
     gated = AuditRow(op.name, op.module, 0, "", "none needed: only in a gate, which is a constant", "extension")
     try:
         rule = find(op)

@@ -225,7 +225,7 @@ def _lost(
 
 def _record(network: nn.Module, batch: Tensor, layer: Layer, saving: rules.Saving) -> Tape:
     look = record_fast if batch.device.type == "cpu" else record
-    return look(network, batch, until=layer.value, keep=[layer.value], saver=saving)
+    return look(network, batch, until=layer.value, keep=[layer.value], saver=saving, gradient=saving.gradient)
 
 
 def _blocks(ids: Tensor, batch_size: int) -> Iterator[Block]:

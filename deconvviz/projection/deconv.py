@@ -60,6 +60,8 @@ def deconv(
         rule: "deconvnet"; "backprop", the plain gradient times the activation; or "guided", the gradient with its
             negative parts cut off at each rectifier. The deconvnet keeps gates and statistics of normalizations
             constant, the gradients go through them. They start before an activation that saturates (ReLU6, sigmoid …).
+            They are autograd's: nothing goes back through what the model detaches or runs under `no_grad`, and a
+            `torch.autograd.Function` has its own backward. The deconvnet goes by what ran forward.
         lrn: "pass" as in the paper, or "gradient", for local response normalization.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
         preprocess: For images that are not a tensor, see `project`.
@@ -94,7 +96,9 @@ def deconv(
 
                 def go(some: Tensor, first: int = first, batch: Tensor = batch) -> Tensor:
                     images = batch[int(some[0]) : int(some[-1]) + 1]
-                    tape = record(network, images, until=found.value, keep=[found.value], saver=saving)
+                    tape = record(
+                        network, images, until=found.value, keep=[found.value], saver=saving, gradient=saving.gradient
+                    )
                     return carry_back(tape, found, unit, position, rule, first + int(some[0]))
 
                 for part in portions.run(go, torch.arange(len(batch))):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..devices import sent
+from ..errors import UnsupportedOp
 from ..model.table import Layer
 from ..rules import table as rules
 from ..rules.signals import Grid, Items, Signal, Signals, Walk
@@ -26,24 +27,42 @@ def carry(
     """
     walk = Walk(tape, items, rectifier)
     signals: dict[int, Signal] = {rules.entry(tape, layer.value, rectifier): start}
+    ended: list[Op] = []
     for op in reversed(tape.ops):
         outs: Signals = [signals.pop(v, None) for v in op.outputs]
         if all(s is None for s in outs):
             continue
-        rule = rules.find(op)
-        back = rule.back
-        if not (rule.local(op, tape) and all(s is None or s.grid is not None for s in outs)):
-            outs = [s and items.whole(s, tape.shapes[v]) for s, v in zip(outs, op.outputs, strict=True)]
-            back = rule.whole or rule.back
-        for value, signal in zip(op.inputs, back(op, outs, walk), strict=True):
+        if op.cut is not None:
+            ended.append(op)
+        for value, signal in _below(op, outs, walk):
             if signal is not None:
                 before = signals.get(value)
                 signals[value] = signal if before is None else items.sum(before, signal, tape.shapes[value])
         if watch is not None:
             watch(op, signals)
-    if 0 not in signals:  # every path was a gate's
-        return Signal(start.data.new_zeros(len(items.images), *tape.shapes[0][1:]))
-    return signals[0]
+    if 0 in signals:
+        return signals[0]
+    if rectifier != "deconvnet":
+        where = f" through {ended[-1].where}, which detaches or runs where gradients are off" if ended else ""
+        raise UnsupportedOp(
+            f"no gradient of layer {layer.name!r} reaches the images: autograd passes nothing back{where}. "
+            "rule='deconvnet' goes by what ran forward."
+        )
+    # Every path was a gate's.
+    return Signal(start.data.new_zeros(len(items.images), *tape.shapes[0][1:]))
+
+
+def _below(op: Op, outs: Signals, walk: Walk) -> Iterator[tuple[int, Signal | None]]:
+    """Carry signals from an operation's results to its inputs."""
+    if op.cut is not None:
+        yield from ((op.inputs[i], s) for i, s in zip(op.cut, outs, strict=True) if i is not None)
+        return
+    rule = rules.find(op)
+    back = rule.back
+    if not (rule.local(op, walk.tape) and all(s is None or s.grid is not None for s in outs)):
+        outs = [s and walk.items.whole(s, walk.tape.shapes[v]) for s, v in zip(outs, op.outputs, strict=True)]
+        back = rule.whole or rule.back
+    yield from zip(op.inputs, back(op, outs, walk), strict=True)
 
 
 def trace_loss(tape: Tape, layer: Layer, start: Signal, items: Items, rectifier: str) -> list[str]:

@@ -194,7 +194,7 @@ def rehearse(network: nn.Module, layer: Layer, example: Tensor, saving: rules.Sa
 
     def go(images: Tensor) -> list[str]:
         batch = example.repeat(len(images), 1, 1, 1)
-        tape = record(network, batch, until=layer.value, keep=[layer.value], saver=saving)
+        tape = record(network, batch, until=layer.value, keep=[layer.value], saver=saving, gradient=saving.gradient)
         zero = torch.zeros(1, dtype=torch.long)
         start = begin(tape, layer, torch.ones(1), zero, torch.zeros(1, 2, dtype=torch.long))
         carry(tape, layer, start, Items(zero, torch.zeros(1, 2, dtype=torch.long)), saving.rectifier)

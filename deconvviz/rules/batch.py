@@ -15,6 +15,8 @@ def batch_axes(tape: Tape) -> dict[int, int | None]:
     if not tape.axes:
         tape.axes[0] = 0
         for op in tape.ops:
+            if op.whole:  # what it ran has been followed
+                continue
             axes = [tape.axes[v] for v in op.inputs]
             for value in op.outputs:
                 tape.axes[value] = _followed(op, axes, value, tape)

@@ -70,6 +70,11 @@ class Saving:
         if self.lrn not in ("pass", "gradient"):
             raise OptionError(f"lrn={self.lrn!r} is not known; choose 'pass' (as in the paper) or 'gradient'.")
 
+    @property
+    def gradient(self) -> bool:
+        """Whether signals go where autograd's do: not through what is detached."""
+        return self.rectifier != "deconvnet"
+
     def __call__(self, tape: Tape, op: Op, tensors: list[Tensor], run: Callable[[], Any]) -> Any:
         """Run `op`."""
         rule = RULES.get(op.short)
@@ -159,6 +164,8 @@ def entry(tape: Tape, value: int, rectifier: str) -> int:
         return value
     makers, found = tape.producer(), value
     while (op := makers.get(found)) is not None and tape.shapes[op.inputs[0]] == tape.shapes[value]:
+        if op.cut is not None:
+            break
         if op.short in _SATURATING and len(op.inputs) == 1:
             return op.inputs[0]
         rule = RULES.get(op.short)
@@ -182,6 +189,8 @@ def reach_all(tape: Tape) -> dict[int, Reach]:
     height, width = tape.shapes[0][-2:]
     reaches = {0: Reach(Span.of_input(height), Span.of_input(width), (2, 3))}
     for op in tape.ops:
+        if op.whole:  # what it ran has been followed
+            continue
         reaches.update(zip(op.outputs, reach_of(op, [reaches[v] for v in op.inputs], tape), strict=True))
     return reaches
 

@@ -47,7 +47,9 @@ class Op:
 
     `args` and `kwargs` are those of the call, without `out`, with a `Slot` in place of each tracked tensor; `inputs`
     and `outputs` are value numbers. `integral`: no result is a floating-point tensor. `saved` holds what the way back
-    needs.
+    needs. `cut`: for each result which of the inputs takes a gradient as it is, None where autograd passes none back; only
+    where that was asked for and the operation's derivative does not count. `whole`: it stands for operations before it on
+    the tape, which made its results.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Op:
     outputs: tuple[int, ...] = ()
     in_place: bool = False
     integral: bool = False
+    cut: tuple[int | None, ...] | None = None
+    whole: bool = False
     saved: Saved = field(default_factory=Saved)
 
     @property

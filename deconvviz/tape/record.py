@@ -21,10 +21,12 @@ import torch.utils._python_dispatch as dispatch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from ..devices import of_the_device
 from ..errors import ForwardError, UnsupportedOp, form_of
 from .arguments import READS
+from .autograd import cut, functions_seen, gradients_on
 from .operations import Op, Slot, Tape, mapped, short_name, tensors_in
 
 
@@ -54,18 +56,20 @@ def record(
     until: int | None = None,
     keep: Collection[int] | None = (),
     saver: Saver | None = None,
+    gradient: bool = False,
 ) -> Tape:
     """Run `network` once on `images` and return the tape.
 
     Must be called inside `guard.untouched`. Stops when value `until` exists. `keep` names the values whose tensors
-    stay on the tape, None keeps them all. `saver` runs the operations and may save what a rule needs.
+    stay on the tape, None keeps them all. `saver` runs the operations and may save what a rule needs. `gradient`: note
+    as well where autograd passes nothing back, and take functions with a backward of their own as one operation.
     """
-    recorder = _Recorder(until, keep, saver)
+    recorder = _Recorder(until, keep, saver, gradient)
     source = images.clone()  # a model may change its input in place; the caller's images stay as they are
     recorder.bind(source)
     with recorder.paths(network), contextlib.suppress(Stop):
         try:
-            with _modes_as_before(recorder), recorder, _Watch(recorder):
+            with _modes_as_before(recorder), recorder.as_autograd(network), recorder, _Watch(recorder):
                 result = network(source)
         except TypeError as error:
             if not str(error).startswith(f"{type(network).__name__}.forward()"):
@@ -96,16 +100,22 @@ def _remedy(network: nn.Module) -> str:
 
 
 def record_fast(
-    network: nn.Module, images: Tensor, *, until: int | None = None, keep: Collection[int] | None, saver: Saver
+    network: nn.Module,
+    images: Tensor,
+    *,
+    until: int | None = None,
+    keep: Collection[int] | None,
+    saver: Saver,
+    gradient: bool = False,
 ) -> Tape:
     """Do what `record` does, in channels_last memory, where convolutions are faster, if the model allows it."""
     try:
         fast = images.contiguous(memory_format=torch.channels_last)
-        return record(network, fast, until=until, keep=keep, saver=saver)
+        return record(network, fast, until=until, keep=keep, saver=saver, gradient=gradient)
     except RuntimeError as error:
         if not dislikes_order(error):
             raise
-    return record(network, images, until=until, keep=keep, saver=saver)
+    return record(network, images, until=until, keep=keep, saver=saver, gradient=gradient)
 
 
 def dislikes_order(error: RuntimeError) -> bool:
@@ -155,11 +165,14 @@ def _restore(
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, until: int | None, keep: Collection[int] | None, saver: Saver | None) -> None:
+    def __init__(
+        self, until: int | None, keep: Collection[int] | None, saver: Saver | None, gradient: bool = False
+    ) -> None:
         super().__init__()
         self.tape = Tape()
         self.depth = 0  # above 0 while a function runs that the mode has seen
-        self._until, self._keep, self._saver = until, keep, saver
+        self._until, self._keep, self._saver, self._gradient = until, keep, saver, gradient
+        self._on = True  # whether the model has gradients on; inside a custom function they are off
         self._bound: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self._versions: dict[int, int] = {}
         self._path: list[str] = [""]
@@ -177,6 +190,54 @@ class _Recorder(TorchFunctionMode):
         finally:
             self.depth -= 1
 
+    @contextlib.contextmanager
+    def as_autograd(self, network: nn.Module) -> Iterator[None]:
+        """Let the network run so that it shows what autograd would make of it, if that is asked for."""
+        with contextlib.ExitStack() as stack:
+            if self._gradient:
+                stack.enter_context(gradients_on(network))
+                stack.enter_context(functions_seen(self._custom))
+            yield
+
+    def _custom(self, cls: Any, args: tuple[Any, ...], run: Callable[[], Any]) -> Any:
+        """Note a function with a backward of its own behind the operations that it ran: signals meet it first.
+
+        Values keep their numbers, so that a layer has the same in every pass.
+        """
+        tensors, on = [x for x in tensors_in(args) if self._depends(x)], self._on
+        if self.closed or self.depth or not tensors:
+            return run()
+        try:
+            if issubclass(cls, CheckpointFunction):  # its backward runs the same operations again, with gradients
+                with torch.set_grad_enabled(on):
+                    return _viewed(args[0](*args[2:]), tensors)
+            index = {id(x): Slot(i) for i, x in enumerate(tensors)}
+            inputs, versions = tuple(self._current(x) for x in tensors), [_version(x) for x in tensors]
+            name = f"{cls.__module__}.{cls.__qualname__}.apply"
+            op = Op(name, cls.apply, self._path[-1], _empty(args, index), {}, inputs)
+            op.saved.own, op.saved.at, op.whole = True, self._copies(tensors), True
+            new = len(self.tape.shapes)
+            result = run()
+        finally:
+            self._on = on
+        changed = [x for x, version in zip(tensors, versions, strict=True) if _version(x) != version]
+        result = _viewed(result, [x for x in tensors if not any(x is y for y in changed)])
+        made = list(tensors_in(result))
+        places = [i for i, x in enumerate(made) if (self.value_of(x) or 0) >= new]
+        op.func = lambda *inputs: [list(tensors_in(cls.apply(*inputs)))[i] for i in places]
+        op.outputs = tuple(value for i in places if (value := self.value_of(made[i])) is not None)
+        op.in_place, op.cut = bool(changed), cut(name, tensors, [made[i] for i in places], changed, on=on)
+        if places:
+            self.tape.ops.append(op)
+        return result
+
+    def _copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        self.closed = True  # copying is no operation of the model
+        try:
+            return [x.clone() for x in tensors]
+        finally:
+            self.closed = False
+
     def close(self) -> None:
         """See nothing from here on, and hold nothing that only the pass needed."""
         self.closed = True
@@ -186,6 +247,8 @@ class _Recorder(TorchFunctionMode):
         plain = {key: x for key, x in kwargs.items() if key != "out"}
         tensors = [x for x in tensors_in((args, plain)) if self._depends(x)]
         name = _NAMES.get(func) or _name(func)
+        if name == "torch._C._set_grad_enabled":
+            self._on = bool(args[0])
         if not tensors or _value_free(name, args, tensors):
             return func(*args, **kwargs)
         if name == "torch.Tensor.data.__get__":
@@ -205,11 +268,13 @@ class _Recorder(TorchFunctionMode):
         changed = [x for x, version in versions if _version(x) != version]
         if name == "torch.Tensor.data.__set__":
             changed = [args[0]]
-        self._made(op, result, changed, list(tensors_in(kwargs.get("out"))))
+        self._made(op, tensors, result, changed, list(tensors_in(kwargs.get("out"))))
         return result
 
-    def _made(self, op: Op, result: Any, changed: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        """Put `op` on the tape with what it returned, and what it changed besides."""
+    def _made(
+        self, op: Op, tensors: Sequence[Tensor], result: Any, changed: Sequence[Tensor], out: Sequence[Tensor]
+    ) -> None:
+        """Put `op`, which took `tensors`, on the tape with what it returned, and what it changed besides."""
         made = list(tensors_in(result))
         made += [x for x in changed if not any(x is y for y in made)]
         op.in_place = any(not any(x is y for y in out) for x in changed)
@@ -218,6 +283,8 @@ class _Recorder(TorchFunctionMode):
                 self.tape.reads.append(op)
             return
         op.integral = not any(x.is_floating_point() or x.is_complex() for x in made)
+        if self._gradient:
+            op.cut = cut(op.name, tensors, made, changed, on=torch.is_grad_enabled())
         op.outputs = tuple(self.bind(x) for x in made)
         self.tape.ops.append(op)
         for x in changed:  # a constant whose view now depends on the images does so, too
@@ -341,6 +408,11 @@ class _Watch(TorchDispatchMode):
         if self._recorder.depth == 0 and not self._recorder.closed:
             self._recorder.alive.append(result)  # below Python its object could be lost, and its number with it
         return result
+
+
+def _viewed(result: Any, given: Sequence[Tensor]) -> Any:
+    """Make views of what a function returns as it was given, as torch does where it can't be seen."""
+    return mapped(result, lambda y: y.view_as(y) if any(y is x for x in given) else y)
 
 
 def _places(output: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -1,9 +1,13 @@
 """The gradient rules are gradients, whatever the network is made of; the deconvnet keeps gates and statistics."""
 
+import threading
+import time
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import deconvviz
 from deconvviz import UnsupportedOp
@@ -231,3 +235,241 @@ def test_lower_precision_inside_gives_the_images_type(rule: str):
         ours = deconvviz.deconv(Cast(how), images, layer="b", unit=1, position=(2, 2), rule=rule)
         assert ours.dtype == torch.float32
         assert (ours - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+# ---- what autograd does not pass through ----
+
+
+class Straight(torch.autograd.Function):
+    """Rounds; its backward passes the gradient on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Reversed(torch.autograd.Function):
+    """Changes nothing; its backward turns the gradient round, by a number that is no tensor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.factor * grad, None
+
+
+class Swish(torch.autograd.Function):
+    """The swish that saves memory, of two results."""
+
+    @staticmethod
+    def forward(x):
+        return x * torch.sigmoid(x), x > 0
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        (x,) = ctx.saved_tensors
+        return grad * (torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))))
+
+
+class Doubled(torch.autograd.Function):
+    """Works in place; its backward takes half."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+reverse = Reversed.apply  # as models keep it
+
+
+def without_gradients(function):
+    def run(y):
+        with torch.no_grad():
+            return function(y)
+
+    return run
+
+
+def clipped_quietly(y):
+    y = y * 2
+    with torch.no_grad():
+        y.clamp_(-1, 1)
+    return y
+
+
+def replaced(y):
+    z = y * 2
+    z.data = y.detach().clamp(-1, 1)
+    return z
+
+
+def cut_in_place(y):
+    z = y * 3
+    z.detach_()
+    return y + z
+
+
+@torch.inference_mode()
+def statistics(y):
+    return y.mean((2, 3), keepdim=True)
+
+
+def written_into(y):
+    z = torch.zeros_like(y)
+    z[:, :4] = y[:, :4]
+    with torch.no_grad():
+        z[:, 4:] = y[:, 4:] * 2
+    return z
+
+
+def once_more_enabled(y):
+    with torch.no_grad():
+        a = y.sin()
+        with torch.enable_grad():
+            b = y.sin()
+    return a + 2 * b
+
+
+DETACHED = {
+    "detach": lambda y: y + torch.sin(y).detach(),
+    "data": lambda y: y * 2 + torch.sin(y).data,
+    "detached in place": cut_in_place,
+    "no_grad": lambda y: y * without_gradients(torch.sigmoid)(y),
+    "no_grad, in place": clipped_quietly,
+    "no_grad, a part in place": written_into,
+    "other data": replaced,
+    "gradients on inside no_grad": once_more_enabled,
+    "inference mode": lambda y: y - statistics(y).clone(),
+    "a copy": lambda y: y - y.new_tensor(y.detach()) * 0.5,
+    "straight through": lambda y: y + (y.clamp(-0.5, 0.5) - y).detach(),
+    "stopped switch": lambda y: torch.where(y.detach() > 0, y, y.detach() * 0.1),
+    "a norm that is a constant": lambda y: y / y.norm(dim=1, keepdim=True).detach(),
+}
+FUNCTIONS = {
+    "straight through": Straight.apply,
+    "gradient reversal": lambda y: reverse(y, 3.0) + y,
+    "swish": lambda y: Swish.apply(y)[0],
+    "where gradients are off": lambda y: y + without_gradients(Straight.apply)(y),
+    "checkpoint": lambda y: checkpoint(lambda z: torch.sin(z) * 2, y, use_reentrant=False),
+    "reentrant checkpoint": lambda y: checkpoint(lambda z: torch.sin(z) * 2, y, use_reentrant=True),
+    "reentrant checkpoint of nothing": lambda y: checkpoint(nn.Identity(), y, use_reentrant=True),
+}
+# torch says so where it is run without gradients, whoever runs it.
+QUIET = "ignore:None of the inputs have requires_grad|To copy construct from a tensor"
+
+
+@pytest.mark.filterwarnings(QUIET)
+@pytest.mark.parametrize("middle", [*DETACHED.values(), *FUNCTIONS.values()], ids=[*DETACHED, *FUNCTIONS])
+def test_backprop_stops_where_autograd_does(middle):
+    model = net(middle)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    options = {"layer": "last", "unit": 1, "position": (1, 2)}
+    ours = deconvviz.deconv(model, images, rule="backprop", **options)
+    tracked = images.clone().requires_grad_()
+    ((model(tracked)[:, 1, 1, 2] ** 2).sum() / 2).backward()
+    expected = tracked.grad
+    assert expected.any() and (ours - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert torch.equal(deconvviz.deconv(model, images, rule="guided", **options), ours)  # there is no rectifier
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted and all(wanted)
+    assert "__getattribute__" not in vars(torch.autograd.function.FunctionMeta)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.filterwarnings(QUIET)
+@pytest.mark.parametrize("middle", [*DETACHED.values(), *FUNCTIONS.values()], ids=[*DETACHED, *FUNCTIONS])
+def test_projected_gradients_stop_there_too(middle):
+    model = net(middle)
+    images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    result = deconvviz.project(model, images, layer="last", units=[1], k=2, rule="backprop", progress=False)
+    whole = deconvviz.deconv(model, images, layer="last", unit=1, rule="backprop")
+    for place, image in enumerate(result.image_ids[0].tolist()):
+        top, left, bottom, right = result.boxes[0, place].tolist()
+        assert whole[image].any()
+        shown = result.projections[0, place].double().abs().sum().item()
+        assert shown == pytest.approx(whole[image, :, top:bottom, left:right].abs().sum().item(), rel=1e-5)
+        assert shown == pytest.approx(whole[image].abs().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_a_function_that_works_in_place_is_refused(rule: str):
+    """torch counts the change where the recorder cannot see it."""
+    model, images = net(lambda y: Doubled.apply(y * 1)), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(UnsupportedOp, match="an in-place change through a view in module 'last'"):
+        deconvviz.deconv(model, images, layer="last", unit=1, rule=rule)
+
+
+def test_the_deconvnet_goes_by_what_ran_forward():
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    plain, detached = net(lambda y: y + F.relu(y)), net(lambda y: y + without_gradients(F.relu)(y.detach()).data)
+    options = {"layer": "last", "unit": 1}
+    assert torch.equal(deconvviz.deconv(detached, images, **options), deconvviz.deconv(plain, images, **options))
+
+
+@pytest.mark.parametrize("name", ["detach", "no_grad", "a function that passes nothing"])
+def test_a_gradient_that_reaches_no_image_is_refused(name: str):
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    middle = {"detach": torch.Tensor.detach, "no_grad": without_gradients(F.relu)}.get(name, Nothing.apply)
+    model, images = net(middle), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(UnsupportedOp, match=r"no gradient of layer 'last' reaches the images"):
+        deconvviz.deconv(model, images, layer="last", unit=1, rule="backprop")
+    with pytest.raises(UnsupportedOp, match=r"no gradient of layer 'last' reaches the images"):
+        deconvviz.project(model, images, layer="last", units=[1], rule="backprop", progress=False)
+    assert deconvviz.deconv(model, images, layer="last", unit=1).any()
+
+
+def test_the_audit_says_where_a_gradient_stops():
+    model = net(lambda y: y + without_gradients(F.relu)(y) + Straight.apply(y))
+    image = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    rows = {row.operation.rsplit(".", 1)[-1]: row for row in deconvviz.audit(model, image, rule="backprop")}
+    assert rows["relu"].rule == "none: autograd passes nothing back"
+    assert rows["apply"].rule == "its plain gradient" and not deconvviz.audit(model, image, rule="backprop").unsupported
+    assert {row.operation.rsplit(".", 1)[-1] for row in deconvviz.audit(model, image).unsupported} == {"round"}
+
+
+def test_custom_functions_of_other_threads_run_as_ever():
+    """One thread records while another trains through the same function."""
+    seen, done = [], threading.Event()
+
+    def train():
+        while not done.is_set():
+            x = torch.ones(3, requires_grad=True)
+            Straight.apply(x).sum().backward()
+            seen.append(bool((x.grad == 1).all()))
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        for _ in range(3):
+            deconvviz.deconv(net(Straight.apply), images, layer="last", unit=1, rule="backprop")
+    finally:
+        done.set()
+        thread.join()
+    assert seen and all(seen)
