@@ -5,7 +5,19 @@ from typing import Any
 
 
 class DeconvvizError(Exception):
-    """The base of every error that deconvviz raises on purpose."""
+    """The base of every error that deconvviz raises on purpose.
+
+    Attributes:
+        done: what a call without `out=` had finished when a later part of it failed, in the form of its result: units of
+            `maximize`, layers of `invert`; None where there is nothing, or where it is kept in the file `out`.
+    """
+
+    done: Any = None
+
+    def keep(self, done: Any, text: str) -> None:
+        """Carry what was finished before, and say so."""
+        self.done = done
+        self.args = (f"{self} {text} in this error's `done`.", *self.args[1:])
 
 
 class UnsupportedOp(DeconvvizError, NotImplementedError):

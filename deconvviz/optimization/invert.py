@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..calls import Call, called
 from ..checks import whole
 from ..devices import Portions
-from ..errors import LayerError, OptionError
+from ..errors import DeconvvizError, LayerError, OptionError
 from .climb import Settings, check_number, climb, settings_of
 from .parameters import make
 from .pictures import open_picture, shape_of
@@ -78,7 +78,7 @@ def invert(
         Ctrl-C the layers that are done, with a warning.
 
     Raises:
-        OptionError, LayerError, ImageError, ModelError: As their names say.
+        OptionError, LayerError, ImageError, ModelError: As their names say; the layers before are in the error's `done`.
 
     Source:
         Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR 2015.
@@ -98,30 +98,39 @@ def invert(
     with reading(model, known, shape_of(shown)) as network:
         sources = [network.find(one) for one in network.wanted(layer)]
         with tqdm(total=len(sources) * steps, unit=" steps", desc="invert", disable=not progress) as bar:
-            pairs = []
+            pairs: list[tuple[Tensor, Tensor]] = []
+
+            def part() -> Inversion:
+                facts: dict[str, float | str] = {
+                    "parametrization": parametrization,
+                    "rate": settings.rate,
+                    "steps": steps,
+                }
+                facts |= {"total_variation": smooth, "alpha_norm": bounded}
+                rows = [source.layer for source in sources[: len(pairs)]]
+                return Inversion(
+                    tuple(row.name for row in rows),
+                    tuple(-1 if row.number is None else row.number for row in rows),
+                    shown,
+                    torch.stack([images for images, _ in pairs]),
+                    torch.stack([distances for _, distances in pairs]),
+                    settings.seed,
+                    tuple(facts.items()),
+                )
+
             try:
                 for source in sources:
                     priors = smooth, bounded
                     pairs.append(_invert(network, source, shown, starts, parametrization, priors, settings, bar))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, DeconvvizError) as error:
                 if not pairs:
                     raise
-                warnings.warn(
-                    f"interrupted: {len(pairs)} of {len(sources)} layers are done and returned.", stacklevel=2
-                )
-                del sources[len(pairs) :]
-    facts: dict[str, float | str] = {"parametrization": parametrization, "rate": settings.rate, "steps": steps}
-    facts |= {"total_variation": smooth, "alpha_norm": bounded}
-    numbers = (source.layer.number for source in sources)
-    return Inversion(
-        tuple(source.layer.name for source in sources),
-        tuple(-1 if number is None else number for number in numbers),
-        shown,
-        torch.stack([images for images, _ in pairs]),
-        torch.stack([distances for _, distances in pairs]),
-        settings.seed,
-        tuple(facts.items()),
-    )
+                kept = f"{len(pairs)} of {len(sources)} layers are done"
+                if isinstance(error, DeconvvizError):
+                    error.keep(part(), f"{kept}:")
+                    raise
+                warnings.warn(f"interrupted: {kept} and returned.", stacklevel=2)
+    return part()
 
 
 def _invert(

@@ -17,7 +17,7 @@ from .. import ranks
 from ..calls import Call, called
 from ..checks import at_once, whole
 from ..devices import Portions
-from ..errors import OptionError
+from ..errors import DeconvvizError, OptionError
 from ..guard import hash_weights, unwrapped
 from ..jobs.draft import Draft
 from ..jobs.runner import Memory, Place, Step, laid_out, run
@@ -112,8 +112,8 @@ def maximize(
 
     Raises:
         OptionError, UnitError, LayerError: An argument has no meaning for this model, or its images' size is not known.
-        ModelError: A gradient is not finite (the message names whose), or nothing depends on the image. With `out` the
-            units before it are kept.
+        ModelError: A gradient is not finite (the message names whose), or nothing depends on the image. The
+            units before it are kept: in `out`, without it in the error's `done`.
 
     Source:
         Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", 2013; Olah, Mordvintsev & Schubert,
@@ -156,8 +156,12 @@ def maximize(
                 if team.rank > 0
                 else {name: torch.zeros(of, dtype=d) for name, (d, of) in fields.items()}
             )
-            done = _run_in_memory(blocks, climb_block, new, options)
-            found = team.deliver(lambda: _result(goals, task, new, done, best), Maximized, out)
+
+            def part(count: int) -> Maximized:
+                return _result(goals, task, new, count, best)
+
+            done = _run_in_memory(blocks, climb_block, new, options, part)
+            found = team.deliver(lambda: part(done), Maximized, out)
         else:
             with Draft(out) as draft:
                 run(blocks, climb_block, draft, arrays=_open(draft, model, goals, task, best, size, scale), **options)
@@ -176,18 +180,24 @@ def _run_in_memory(
     compute: Callable[[range, Place], Iterator[Step]],
     arrays: dict[str, Tensor],
     options: dict[str, Any],
+    part: Callable[[int], Maximized],
 ) -> int:
-    """Run a job whose blocks go to memory; return how many objectives are done. Ctrl-C keeps those."""
+    """Run a job whose blocks go to memory; return how many objectives are done.
+
+    Ctrl-C keeps those; an error carries their result, `part` of their number.
+    """
     done = _Counted()
     try:
         run(blocks, compute, done, arrays=arrays, **options)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DeconvvizError) as error:
         if not done.blocks or ranks.team().size > 1:
             raise
-        made = sum(len(blocks[n]) for n in range(done.blocks))
-        total = sum(map(len, blocks))
-        warnings.warn(f"interrupted: {made} of {total} objectives are done and returned.", stacklevel=4)
-    return sum(len(blocks[n]) for n in range(done.blocks))
+        kept = f"{done.count(blocks)} of {sum(map(len, blocks))} objectives are done"
+        if isinstance(error, DeconvvizError):
+            error.keep(part(done.count(blocks)), f"{kept}:")
+            raise
+        warnings.warn(f"interrupted: {kept} and returned.", stacklevel=4)
+    return done.count(blocks)
 
 
 class _Counted(Memory):
@@ -198,6 +208,10 @@ class _Counted(Memory):
     def mark(self, block: int) -> None:
         """Count one more."""
         self.blocks = block + 1
+
+    def count(self, blocks: Sequence[range]) -> int:
+        """Return how many items those blocks hold that are done."""
+        return sum(map(len, blocks[: self.blocks]))
 
 
 def _open(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import deconvviz
-from deconvviz.errors import DeconvvizError, ImageError, LayerError, OptionError, UnitError
+from deconvviz.errors import DeconvvizError, ImageError, LayerError, ModelError, OptionError, UnitError
 from deconvviz.images import Preprocess
 from deconvviz.optimization import invert as module
 from deconvviz.optimization.result import Accentuated, Inversion
@@ -113,6 +113,22 @@ def test_an_interrupt_keeps_the_layers_that_are_done(monkeypatch):
     monkeypatch.setattr(module, "climb", interrupted)
     with pytest.warns(UserWarning, match="1 of 2 layers are done"):
         assert rebuild() == expected
+
+
+def test_an_error_carries_the_layers_before_it(monkeypatch):
+    expected, layers = rebuild(layer=1), []
+
+    def overflowing(*arguments):
+        layers.append(arguments)
+        if len(layers) == 2:
+            raise ModelError("the gradient is not finite.")
+        return climb(*arguments)
+
+    climb = module.climb
+    monkeypatch.setattr(module, "climb", overflowing)
+    with pytest.raises(ModelError, match=r"not finite\. 1 of 2 layers are done: in this error's `done`\.$") as raised:
+        rebuild()
+    assert raised.value.done == expected
 
 
 @pytest.mark.parametrize(("make", "kind"), [(rebuild, Inversion), (change, Accentuated)])

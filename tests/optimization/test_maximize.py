@@ -328,6 +328,20 @@ def test_whose_gradient_is_not_finite_is_named():
         run(layer=None, units=None, target=[unit(1, 0), 1e39 * unit(1, 5)])
 
 
+def test_an_error_carries_the_units_before_it():
+    """Without a file, too, nothing that was computed is lost."""
+    goals = [unit(1, 0), unit(1, 3), unit(1, 4), 1e39 * unit(1, 5), unit(1, 6)]
+    expected = run(layer=None, units=None, target=goals[:2], batch_size=2)
+    with pytest.raises(
+        ModelError, match=r"not finite.* 2 of 5 objectives are done: in this error's `done`\.$"
+    ) as raised:
+        run(layer=None, units=None, target=goals, batch_size=2)
+    assert raised.value.done == expected
+    with pytest.raises(ModelError) as raised:
+        run(layer=None, units=None, target=goals[3:], batch_size=2)
+    assert raised.value.done is None and str(raised.value).endswith("leave these out.")
+
+
 def test_the_size_comes_from_the_preprocessing_or_is_asked_for():
     assert run(input_size=None).images.shape[-2:] == (24, 24)
     with pytest.raises(OptionError, match=r"images of this Sequential are is not known\. Give input_size"):
