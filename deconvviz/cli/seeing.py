@@ -415,6 +415,7 @@ COMMANDS = (
             Option("--most", "how many of the strongest", default=64, type=int),
             K,
             Option("--evidence", "of how many units per layer it is measured; default: 3 where that is fast", type=int),
+            Option("--maximize", "of how many units per layer optimized images are made; default: none", type=int),
             Option("--occlusion", "images with occlusion maps; default: 4 where the network classifies", type=int),
             Option(
                 "--classes",

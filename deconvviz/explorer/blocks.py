@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from ..model.table import Layer, find_all
 from ..occlusion.evidence import evidence
 from ..occlusion.field import Evidence, centres
 from ..occlusion.occluder import SHARE
+from ..optimization.maximize import maximize
 from ..rules.table import Saving
 from ..tape.arguments import bound
 from ..tape.record import record
 from ..topk.result import LayerTop, TopK
+from . import sprites
+from .unfinished import Unfinished
 
 TELLING = 3  # units of each layer that the page opens on
 PLACES = 64  # about so many does a report cover of each patch: whole occluders beside each other
+OPTIMIZED, STEPS = 4, 64  # different optimized images of a unit, and steps of each
 MOST_WORK = 5e12  # multiplications; what would take more is measured only where it is asked for
 
 
@@ -124,6 +129,58 @@ def describe(found: Evidence) -> dict[str, Any]:
     }
     places = len(found.rows), len(found.cols)
     return {"units": units, "places": places, "down": down, "across": across, "size": found.size}
+
+
+def optimized_units(wanted: int | None, opened_on: Sequence[int], shown: Sequence[int]) -> list[int]:
+    """Return the units that get optimized images: those that the page opens on, then the strongest."""
+    return list(dict.fromkeys([*opened_on, *shown]))[: wanted or 0]
+
+
+def seconds(model: nn.Module, layers: Sequence[Layer], counts: Sequence[int], **options: Any) -> float:
+    """Return about how long the optimized images of some units of each layer take, from a few steps of one unit."""
+    total = 0.0
+    for layer, count in zip(layers, counts, strict=True):
+        taken = []
+        for steps in (1, 3):
+            begun = time.perf_counter()
+            with ranks.alone():
+                chosen: dict[str, Any] = {"units": [0], "n": OPTIMIZED, "steps": steps, "progress": False, **options}
+                maximize(model, layer=layer.name, **chosen)
+            taken.append(time.perf_counter() - begun)
+        total += max(taken[1] - taken[0], 0.0) / 2 * STEPS * count
+    return total / ranks.team().size
+
+
+def optimize(
+    model: nn.Module,
+    number: int,
+    layer: Layer,
+    top: LayerTop,
+    units: Sequence[int],
+    unfinished: Unfinished,
+    **options: Any,
+) -> dict[str, Any]:
+    """Keep a sprite of the optimized images of each of some units; return what the page holds of them."""
+    if not units:
+        return {"units": {}}
+
+    def make() -> dict[str, Any]:
+        out = unfinished.path("optimized")
+        chosen: dict[str, Any] = {"units": units, "n": OPTIMIZED, "steps": STEPS, "out": out, **options}
+        found = maximize(model, layer=layer.name, **chosen)
+        shape = sprites.Shape.of(*found.images.shape[-2:], round(math.sqrt(OPTIMIZED)), sprites.FINE)
+        held = {}
+        for unit, images, reached in zip(units, found.images, found.activations[:, :, -1], strict=True):
+            unfinished.add(f"m{number}-{unit}", sprites.photos(images, shape))
+            photo = sprites.shorten(max(float(top.values[unit, 0]), 0.0))
+            held[str(unit)] = {"activations": sprites.shorten_all(reached.tolist()), "photo": photo}
+        if ranks.team().rank == 0:
+            out.unlink()
+        facts = {"pixels": tuple(found.images.shape[-2:]), "steps": STEPS, **shape.facts()}
+        return {"units": held, **facts}
+
+    kept: dict[str, Any] = unfinished.part(f"optimized images of {layer.name}", make, shared=True)
+    return kept
 
 
 def _steps(ends: tuple[int, int], count: int) -> tuple[float, float]:

@@ -40,7 +40,7 @@ def images(source: ImageSet, wanted: Iterable[int], pictures: Unfinished) -> dic
     for first in range(0, len(ids), _AT_ONCE):
         part = ids[first : first + _AT_ONCE]
         for i, pixels in zip(part, source.invert(source.take(part)), strict=True):
-            pictures.add(f"i{i}", sprites.photo(pixels, shape))
+            pictures.add(f"i{i}", sprites.photos(pixels[None], shape))
     labels = {} if source.labels is None else {i: str(source.labels[i]) for i in ids}
     names = {i: _strip_folders(source.names[i]) for i in ids}
     return {"pixels": (height, width), **shape.facts(), "names": names, "labels": labels, "count": len(source)}
@@ -112,7 +112,7 @@ def occlusion(result: Occlusion, index: int, source: ImageSet, pictures: Unfinis
     """Keep the occluded image; return its position maps and what they are maps of."""
     height, width = result.image_size
     shape = sprites.Shape.of(height, width, 1, 2 * _SIDE)
-    pictures.add(f"o{index}", sprites.photo(source.invert(result.image[None])[0], shape))
+    pictures.add(f"o{index}", sprites.photos(source.invert(result.image[None]), shape))
     assert result.size is not None and not isinstance(result.target, tuple)
     what, values, usual = score(result)
     maps = [_map(f"{what.capitalize()} of “{result.name_of(result.target)}”", values, usual)]

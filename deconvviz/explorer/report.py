@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .. import ranks
 from ..calls import Call, called
@@ -50,6 +52,7 @@ def report(
     k: int = 9,
     top: TopK | None = None,
     evidence: int | None = None,
+    maximize: int | None = None,
     occlusion: int | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
     highlights: Mapping[int | str, Sequence[int]] | None = None,
@@ -95,6 +98,10 @@ def report(
         evidence: Of how many units of each layer it is measured which part of their patches excites them, those first
             that the page opens on, then the strongest; each patch is covered at about 50 places. None: of those that
             the page opens on, where the network is small enough that this is a matter of a minute.
+        maximize: Of how many units of each layer four optimized images each are made and shown beside the photos, see
+            `maximize`; the same units come first. It takes long without a GPU: about how long is said before it
+            starts. Where neither the model nor `preprocess` says how pixels become its input, they are its input. None:
+            of none.
         occlusion: How many images get occlusion maps, or their indices; None: four where the network classifies.
         class_names: One per class; None takes those of the zoo's card or torchvision's weights.
         highlights: The units that the page opens on, by layer, such as {5: [33, 112]}, which are shown in any case; where
@@ -139,7 +146,8 @@ def report(
     wanted = blocks.highlights(highlights, rows)
     if evidence is not None:
         whole(evidence, "evidence", 0)
-    key = how.key(*(rows, scan, units, most, k, occlusion, class_names, evidence, wanted, distinct, interior))
+    pictured = 0 if maximize is None else whole(maximize, "maximize", 0)
+    key = how.key(*(rows, scan, units, most, k, occlusion, class_names, evidence, pictured, wanted, distinct, interior))
     team = ranks.team()
     team.agree(key, "weights, images or options")
     first = team.rank == 0
@@ -148,6 +156,11 @@ def report(
         Unfinished(out, key) if first else Elsewhere(out) as unfinished,
     ):
         known = {"preprocess": preprocess, "class_names": class_names, "progress": progress}
+        optimizing = {"preprocess": preprocess, "input_size": tuple(first_image.shape[1:])}
+        if pictured:
+            shown_at_most = most if units is None else len(units) if not isinstance(units, str) else None
+            counts = [min(pictured, row.units, shown_at_most or row.units) for row in rows]
+            how.announce(rows, counts, unfinished, optimizing)
         readable = parts.readable(source, parts.choose_images(source, occlusion), on_error)
         occlusions = _occlusions(model, source, readable, occlusion is not None, unfinished, **known)
         if scan is None:
@@ -168,6 +181,9 @@ def report(
             measured = blocks.measured_units(evidence, opened_on[number], shown[number], affordable)
             layer["highlights"] = opened_on[number]
             layer["evidence"] = how.measure(row, one, measured, unfinished, asked=evidence is not None)
+            chosen = blocks.optimized_units(pictured, opened_on[number], shown[number])
+            making = {"progress": progress, **optimizing}
+            layer["optimized"] = blocks.optimize(model, number, row, one, chosen, unfinished, **making)
             drawn.append(layer)
         title = title or f"What {_name(model)} sees"
         used = {i for layer in drawn for ids in layer["images"] for i in ids if i >= 0}
@@ -285,6 +301,19 @@ class _How(NamedTuple):
             with ranks.alone():
                 project(self.model, first, layer=row.name, **one)
 
+    def announce(
+        self, rows: Sequence[Layer], counts: Sequence[int], unfinished: Unfinished, options: Mapping[str, Any]
+    ) -> None:
+        """Say how long the optimized images will take; what cannot be optimized is refused here, before the long scan."""
+        seconds = unfinished.part("seconds", lambda: blocks.seconds(self.model, rows, counts, **options))
+        text = (
+            f"report: {blocks.OPTIMIZED} optimized images of each of {sum(counts)} units take about {_time(seconds)}."
+        )
+        if ranks.team().rank == 0:
+            _log.info(text)
+            if self.progress:
+                tqdm.write(text, sys.stderr)
+
     def key(self, rows: Sequence[Layer], scan: Sequence[LayerTop] | None, *what: object) -> str:
         """Hash all that the parts of the page depend on."""
         digest = hashlib.blake2b(digest_size=16)
@@ -384,6 +413,12 @@ class _How(NamedTuple):
 
 def _lost(result: Projections, row: int) -> list[str]:
     return [result.lost_at(row, place) for place in range(result.image_ids.shape[1])]
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _rounds(count: int) -> Iterator[range]:

@@ -87,9 +87,9 @@ def signed_sprite(values: Tensor, shape: Shape) -> tuple[str, list[float]]:
     return sprite(_bytes(scaled, shape, signed=True), shape), contrast
 
 
-def photo(pixels: Tensor, shape: Shape) -> str:
-    """Return one picture (3, H, W) within 0–1."""
-    return sprite(_bytes(pixels[None], shape), shape)
+def photos(pixels: Tensor, shape: Shape) -> str:
+    """Return pictures (n, C, H, W) within 0–1."""
+    return sprite(_bytes(pixels, shape), shape)
 
 
 def _bytes(tiles: Tensor, shape: Shape, *, signed: bool = False) -> Tensor:

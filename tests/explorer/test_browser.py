@@ -12,7 +12,6 @@ import pytest
 import torch
 from pictures import noise
 from report_helpers import Net
-from torchvision.transforms.functional import pil_to_tensor
 
 import deconvviz
 
@@ -32,9 +31,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / label).mkdir(exist_ok=True)
         noise((30, 40), shade, i).convert("RGB").save(folder / label / f"{label}-{i}.png")
     names = ["<b>first</b>", "second", "third", "fourth"]
-    options = {"layers": [1, 2], "k": 4, "class_names": names, "progress": False}
-    prepared = lambda picture: pil_to_tensor(picture).float() / 255  # noqa: E731
-    return deconvviz.report(Net(), folder, preprocess=prepared, **options, out=folder / "page.html")
+    options = {"layers": [1, 2], "k": 4, "class_names": names, "maximize": 2, "progress": False}
+    known = deconvviz.images.Preprocess((30, 40), 30, (0.0,) * 3, (1.0,) * 3)
+    return deconvviz.report(Net(), folder, preprocess=known, **options, out=folder / "page.html")
 
 
 class Reader:
@@ -170,6 +169,29 @@ def test_evidence_fades_what_changes_nothing(reader, numbers):
         return patch.map((value, i) => [value, shown[i]]).filter((_, i) => i % 4 < 3); })()"""
     moved = [(shown - patch) / (209 - patch) for patch, shown in reader.js(read) if abs(209 - patch) > 60]
     assert -0.05 < min(moved) < 0.75 and max(moved) < 0.92
+
+
+def test_optimized_images_stand_beside(reader, numbers):
+    layer = numbers[1]
+    unit = layer["highlights"][0]
+    reader.driver.execute_script(f"location.hash = '#layer/{layer['name']}/{unit}'")
+    reader.until(f"document.getElementById('detail').dataset.shown == '1/{unit}'")
+    buttons = reader.js("[...document.querySelectorAll('#optimized button')].map(b => b.getAttribute('aria-label'))")
+    reached = layer["optimized"]["units"][str(unit)]["activations"]
+    assert len(buttons) == 4 and buttons[2].startswith(f"Optimized image 3 of 4: activation {reached[2]:.3g}"[:40])
+    pictures = {reader.picture(f"#optimized button:nth-child({n}) canvas") for n in range(1, 5)}
+    assert len(pictures) == 4
+    reader.click("#optimized button:nth-child(3)")
+    reader.until(f"document.getElementById('large').dataset.shown == '1/{unit}/2'")
+    assert reader.js("document.getElementById('large-title').textContent") == f"Unit {unit}, optimized image 3 of 4"
+    assert reader.js("document.querySelectorAll('#large-tiles figure').length") == 1
+    reader.press("\ue00c")  # Escape
+    other = next(u for u in layer["units"] if str(u) not in layer["optimized"]["units"])
+    reader.driver.execute_script(f"location.hash = '#layer/{layer['name']}/{other}'")
+    reader.until(
+        "document.getElementById('about-optimized').textContent.startsWith('Optimized images were made for 2')"
+    )
+    assert reader.js("document.querySelector('#optimized').closest('figure').hidden") is True
 
 
 def test_the_first_unit_is_shown_and_the_moment_is_marked(reader, numbers):

@@ -14,7 +14,8 @@ from torch import nn
 
 import deconvviz
 from deconvviz.cli import main as cli
-from deconvviz.errors import ImageError, ModelError
+from deconvviz.errors import ImageError, ModelError, OptionError
+from deconvviz.explorer import blocks
 from deconvviz.images.display import signed
 
 EVIL = "</script><script>alert('x')</script><!--"
@@ -306,6 +307,48 @@ def test_the_command_names_what_it_skipped(tmp_path, capsys):
     assert dict(Page(tmp_path / "a.html").data["facts"])["Not read"] == "0.png, 3.png"
 
 
+# ---- optimized images ----
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(blocks, "STEPS", 5)
+
+
+def test_optimized_images_are_those_of_maximize(tmp_path, capsys):
+    page = write(tmp_path, maximize=2, most=3, layers=[2], highlights={2: [7]}, progress=True, occlusion=0)
+    (layer,) = page.data["layers"]
+    held = layer["optimized"]
+    assert list(held["units"]) == ["7", str(next(unit for unit in layer["units"] if unit != 7))]
+    chosen = {"units": [int(unit) for unit in held["units"]], "n": 4, "steps": 5, "input_size": (30, 22)}
+    found = deconvviz.maximize(Net(), layer=2, **chosen, progress=False)
+    assert held["pixels"] == [30, 22] and held["steps"] == 5
+    for at, unit in enumerate(held["units"]):
+        assert np.allclose(held["units"][unit]["activations"], found.activations[at, :, -1], rtol=1e-4)
+        photo = layer["activations"][layer["units"].index(int(unit))][0]
+        assert held["units"][unit]["photo"] == pytest.approx(max(photo, 0), rel=1e-4)
+        for i in range(4):
+            expected = found.images[at, i].permute(1, 2, 0).numpy()
+            assert np.abs(page.tile(f"m0-{unit}", held, i) / 255 - expected).mean() < 0.03
+    told = capsys.readouterr().err
+    assert "report: 4 optimized images of each of 2 units take about 1 s." in told
+    assert told.index("optimized images") < told.index("top:")  # before the scan
+
+
+def test_without_maximize_there_are_none(page):
+    assert [layer["optimized"] for layer in page.data["layers"]] == [{"units": {}}] * 2
+
+
+def test_what_cannot_be_optimized_is_refused_before_the_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "scan_top", None)
+    prepared = {"preprocess": lambda picture: picture}
+    with pytest.raises(ImageError, match="how pixels become this model's input cannot be told"):
+        write(tmp_path, maximize=1, **prepared)
+    with pytest.raises(OptionError, match="maximize=-1"):
+        write(tmp_path, maximize=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- the command ----
 
 
@@ -316,6 +359,7 @@ def test_the_command_writes_the_page(tmp_path, capsys):
         noise((64, 64), 40 + 40 * i, i).convert("RGB").save(tmp_path / f"{i}.png")
     out = tmp_path / "pages" / "zf.html"
     chosen = ["--images", str(tmp_path), "--layers", "1,2", "--most", "2", "--k", "2", "--occlusion", "1", "--quiet"]
+    chosen += ["--maximize", "1"]
     words = ["report", "zfnet64", "--weights", "random", "--classes", str(classes), *chosen, "--out", str(out)]
     assert cli.main(words) == 0
     printed = capsys.readouterr()
@@ -324,6 +368,7 @@ def test_the_command_writes_the_page(tmp_path, capsys):
     assert page.title == "What zfnet64 with random weights sees" and dict(page.data["facts"])["Weights"] == "random"
     assert page.data["occlusion"]["scans"][0]["answer"].startswith("kind ")
     assert len(page.data["layers"][1]["units"]) == 2
+    assert [len(layer["optimized"]["units"]) for layer in page.data["layers"]] == [1, 1]
 
 
 def test_the_command_says_what_is_wrong_with_the_class_names(tmp_path, capsys):

@@ -28,7 +28,8 @@ function drawPatch(context, bitmap, layer, at, i, x, y, factor, crop) {
   drawTile(context, bitmap, layer, rowsOf(layer, at) + i, x, y, factor, { part: partOf(layer, at, crop) });
 }
 
-// name -> whether the unit has it, and how its i-th tile is drawn at (x, y), cropped to the unit's field or whole
+// name -> whether the unit has it, and how its i-th tile is drawn at (x, y), cropped to the unit's field or whole; `frame`
+// says how the tiles of a block lie that has others than one for each of the unit's images.
 const BLOCKS = {
   patches: { title: "Patch", has: () => true, draw: drawPatch },
   evidence: {
@@ -51,12 +52,41 @@ const BLOCKS = {
       if (place) crossOut(context, x, y, layer.size[1] * factor, layer.size[0] * factor, `lost at ${place}`);
     },
   },
+  optimized: {
+    title: "Optimized image",
+    has: (layer, at) => layer.units[at] in layer.optimized.units,
+    frame: (layer, at) => ({
+      ...layer.optimized,
+      images: optimizedOf(layer, at).activations.map((_, i) => i),
+      sprite: optimizedName(layer, layer.units[at]),
+    }),
+    draw(context, bitmap, layer, at, i, x, y, factor) {
+      drawTile(context, bitmap, layer.optimized, i, x, y, factor);
+    },
+    tell: (layer, at, i) => `activation ${short(optimizedOf(layer, at).activations[i])}, ${aboveThePhoto(layer, at, i)}`,
+  },
+};
+
+const optimizedOf = (layer, at) => layer.optimized.units[layer.units[at]];
+
+function aboveThePhoto(layer, at, i) {
+  const { activations, photo } = optimizedOf(layer, at);
+  return photo > 0 ? `${short(activations[i] / photo, 2)} × the strongest image's` : "where no image excites it";
+}
+
+const frameOf = (kind, layer, at) =>
+  BLOCKS[kind].frame?.(layer, at) ?? { ...layer, images: layer.images[at], sprite: spriteName(layer, layer.units[at]) };
+
+const ratioOf = (kind, layer, at) => {
+  const { size, columns, images } = frameOf(kind, layer, at);
+  return (size[1] / size[0]) * (columns / Math.ceil(images.length / columns));
 };
 
 async function drawKind(canvas, kind, layer, at, goal, crop = state.crop) {
-  const bitmap = await picture(spriteName(layer, layer.units[at]), layer.mime);
+  const frame = frameOf(kind, layer, at);
+  const bitmap = await picture(frame.sprite, frame.mime);
   if (!canvas.isConnected) return;
-  drawBlock(canvas, layer, layer.images[at], goal, (context, i, x, y, factor) => {
+  drawBlock(canvas, frame, frame.images, (goal * layer.columns) / frame.columns, (context, i, x, y, factor) => {
     BLOCKS[kind].draw(context, bitmap, layer, at, i, x, y, factor, crop);
   });
 }

@@ -1,27 +1,27 @@
 // One unit: its tiles, the whole image behind the chosen one, and the numbers.
 
-function tileButtons(group, layer, at, what) {
-  const count = layer.images[at].length;
-  group.style.setProperty("--columns", layer.columns);
-  group.style.setProperty("--tile", `${layer.size[1]} / ${layer.size[0]}`);
+function tileButtons(kind, layer, at) {
+  const [group, { title, tell }] = [$(kind), BLOCKS[kind]];
+  const { images, size, columns } = frameOf(kind, layer, at);
+  const count = images.length;
+  group.style.setProperty("--columns", columns);
+  group.style.setProperty("--tile", `${size[1]} / ${size[0]}`);
   if (group.childElementCount !== count) {
     group.replaceChildren(...Array.from({ length: count }, (_, i) => {
       const button = make("button", { type: "button", class: "tile" }, make("canvas", { "aria-hidden": "true" }));
-      button.addEventListener("click", () => (chooseTile(i), openTile(i)));
-      button.addEventListener("focus", () => button.matches(":focus-visible") && chooseTile(i));
+      const choose = () => BLOCKS[kind].frame || chooseTile(i);
+      button.addEventListener("click", () => (choose(), openTile(i, kind)));
+      button.addEventListener("focus", () => button.matches(":focus-visible") && choose());
       return button;
     }));
   }
   [...group.children].forEach((button, i) => {
-    const id = layer.images[at][i];
-    const name = data.images.names[id];
+    const id = images[i];
     button.disabled = id < 0;
-    if (id < 0) button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: empty, ${noResponse()}`);
-    else {
-      const place = what === BLOCKS.projections.title && lostAt(layer, at, i);
-      const seen = `${name}, activation ${short(layer.activations[at][i])}${place ? `, lost at ${place}` : ""}`;
-      button.setAttribute("aria-label", `${what} ${i + 1} of ${count}: ${seen}`);
-    }
+    const place = kind === "projections" && lostAt(layer, at, i);
+    const seen = () => `${data.images.names[id]}, activation ${short(layer.activations[at][i])}${place ? `, lost at ${place}` : ""}`;
+    const about = id < 0 ? `empty, ${noResponse()}` : (tell ?? seen)(layer, at, i);
+    button.setAttribute("aria-label", `${title} ${i + 1} of ${count}: ${about}`);
   });
 }
 
@@ -39,11 +39,14 @@ async function showDetail() {
   $("back").setAttribute("href", layerHash(layer));
   for (const [kind, block] of Object.entries(BLOCKS)) {
     $(kind).closest("figure").hidden = !block.has(layer, at);
-    if (block.has(layer, at)) tileButtons($(kind), layer, at, block.title);
+    if (block.has(layer, at)) tileButtons(kind, layer, at);
   }
   $("crop-label").hidden = !hasEvidence(layer, at);
-  $("blocks").style.setProperty("--blocks", kindsOf(layer, at).length);
+  const blocks = kindsOf(layer, at).length;
+  $("blocks").style.setProperty("--blocks", blocks);
+  $("blocks").style.setProperty("--abreast", blocks > 3 ? 2 : blocks); // where the page is narrow
   $("no-evidence").textContent = hasEvidence(layer, at) ? "" : whyNoEvidence(layer);
+  $("about-optimized").textContent = aboutOptimized(layer, at);
   chooseTile(Math.min(state.tile, layer.images[at].length - 1));
   await drawTiles(layer, at);
 }
@@ -57,6 +60,15 @@ function whyNoEvidence(layer) {
   return `Evidence was measured of ${many(measured.length, "unit")} of this layer: ${measured.slice(0, 12).join(", ")}.`;
 }
 
+function aboutOptimized(layer, at) {
+  if (BLOCKS.optimized.has(layer, at)) {
+    const told = optimizedOf(layer, at).activations.map((_, i) => i).map((i) => aboveThePhoto(layer, at, i));
+    return `Optimized images, ${layer.optimized.steps} steps from noise: ${[...new Set(told)].join(", ")}.`;
+  }
+  const made = Object.keys(layer.optimized.units);
+  return made.length ? `Optimized images were made for ${many(made.length, "unit")} of this layer: ${made.slice(0, 12).join(", ")}.` : "";
+}
+
 function ordinal(n) {
   if (n === 1) return "";
   const ending = n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th";
@@ -65,14 +77,17 @@ function ordinal(n) {
 
 async function drawTiles(layer, at) {
   const unit = layer.units[at];
-  const bitmap = await picture(spriteName(layer, unit), layer.mime);
+  const kinds = kindsOf(layer, at);
+  const frames = kinds.map((kind) => frameOf(kind, layer, at));
+  const bitmaps = await Promise.all(frames.map((frame) => picture(frame.sprite, frame.mime)));
   if (current() !== layer || state.unit !== unit) return; // another was chosen meanwhile
-  const factor = factorFor(layer, 128);
-  for (const kind of kindsOf(layer, at)) {
-    layer.images[at].forEach((image, i) => {
+  for (const [n, kind] of kinds.entries()) {
+    const [{ images, size }, bitmap] = [frames[n], bitmaps[n]];
+    const factor = factorFor(frames[n], 128);
+    images.forEach((image, i) => {
       const canvas = $(kind).children[i].firstChild;
       if (image < 0) return prepare(canvas, 1, 1);
-      const context = prepare(canvas, layer.size[1] * factor, layer.size[0] * factor);
+      const context = prepare(canvas, size[1] * factor, size[0] * factor);
       BLOCKS[kind].draw(context, bitmap, layer, at, i, 0, 0, factor, state.crop);
     });
   }
@@ -85,7 +100,7 @@ function chooseTile(index) {
   const at = layer.units.indexOf(state.unit);
   if (at < 0 || index >= layer.images[at].length) return;
   state.tile = index;
-  for (const kind of kindsOf(layer, at)) {
+  for (const kind of kindsOf(layer, at).filter((one) => !BLOCKS[one].frame)) {
     [...$(kind).children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
   }
   showImage(layer, at, index);

@@ -2,16 +2,19 @@
 
 const FIGURE = 3; // a saved block has tiles of so many times 56 pixels
 
-async function openTile(index) {
+async function openTile(index, chosen = "patches") {
   const layer = current();
   const at = layer.units.indexOf(state.unit);
-  const id = layer.images[at][index];
+  const { frame, tell, title } = BLOCKS[chosen];
+  const { images, pixels } = frameOf(chosen, layer, at);
+  const id = images[index];
   if (id < 0) return;
-  $("large-title").textContent = `Unit ${state.unit}, image ${index + 1} of ${layer.images[at].length}`;
-  const name = data.images.names[id];
-  const label = data.images.labels[id];
-  $("large-about").textContent = [name, ...(label && label !== name ? [label] : []), `${by(layer.pixels)} pixels`].join(" · ");
-  const kinds = Object.keys(BLOCKS).filter((kind) => BLOCKS[kind].has(layer, at));
+  const what = frame ? title.toLowerCase() : "image";
+  $("large-title").textContent = `Unit ${state.unit}, ${what} ${index + 1} of ${images.length}`;
+  const name = frame ? tell(layer, at, index) : data.images.names[id];
+  const label = frame ? null : data.images.labels[id];
+  $("large-about").textContent = [name, ...(label && label !== name ? [label] : []), `${by(pixels)} pixels`].join(" · ");
+  const kinds = frame ? [chosen] : kindsOf(layer, at).filter((kind) => !BLOCKS[kind].frame);
   const figures = kinds.map((kind) => {
     const canvas = make("canvas", { role: "img", "aria-label": `${BLOCKS[kind].title} of ${name}` });
     const save = make("button", { type: "button", class: "save", "data-kind": kind }, "Save");
@@ -28,6 +31,12 @@ async function openTile(index) {
 // In the field's own pixels, where the page holds them: projections in a picture of their own, patches in the whole image.
 async function drawLarge(canvas, kind, layer, at, index) {
   const unit = layer.units[at];
+  if (BLOCKS[kind].frame) {
+    const frame = frameOf(kind, layer, at);
+    const factor = factorFor(frame, 560);
+    const context = prepare(canvas, frame.size[1] * factor, frame.size[0] * factor);
+    return BLOCKS[kind].draw(context, await picture(frame.sprite, frame.mime), layer, at, index, 0, 0, factor);
+  }
   const fine = { ...layer, ...(layer.fine ?? {}) };
   const factor = factorFor(fine, 560);
   const context = prepare(canvas, fine.size[1] * factor, fine.size[0] * factor);
@@ -81,7 +90,7 @@ function download(canvas, name) {
 async function saveBlocks(wanted) {
   const layer = current();
   const at = layer.units.indexOf(state.unit);
-  const kinds = Object.keys(BLOCKS).filter((kind) => BLOCKS[kind].has(layer, at) && (wanted === "all" || wanted === kind));
+  const kinds = kindsOf(layer, at).filter((kind) => wanted === "all" || wanted === kind);
   const blocks = [];
   for (const kind of kinds) {
     const canvas = make("canvas", { hidden: "" });
@@ -94,7 +103,7 @@ async function saveBlocks(wanted) {
   const [gap, head] = [32, 72];
   const figure = make("canvas");
   const width = blocks.reduce((sum, block) => sum + block.width + gap, -gap);
-  const context = prepare(figure, width + 2 * gap, blocks[0].height + 2 * head);
+  const context = prepare(figure, width + 2 * gap, Math.max(...blocks.map((block) => block.height)) + 2 * head);
   context.fillStyle = "#fff";
   context.fillRect(0, 0, figure.width, figure.height);
   context.fillStyle = "#1c1e21";

@@ -20,12 +20,11 @@ function layerGlance(layer) {
 
 function unitGlance(layer, at) {
   const kinds = Object.keys(BLOCKS).filter((kind) => BLOCKS[kind].has(layer, at));
-  const ratio = blockRatio(layer, at);
   const pictures = kinds.map((kind) => {
     const canvas = make("canvas", {
       "data-layer": data.layers.indexOf(layer), "data-at": at, "data-kind": kind, "aria-hidden": "true",
     });
-    canvas.style.aspectRatio = ratio;
+    canvas.style.aspectRatio = ratioOf(kind, layer, at);
     return canvas;
   });
   const unit = layer.units[at];
@@ -34,6 +33,3 @@ function unitGlance(layer, at) {
   return make("a", { href: unitHash(layer, unit), class: "card glance-card", "aria-label": name },
     make("span", { class: "glance-blocks" }, ...pictures), label);
 }
-
-const blockRatio = (layer, at) =>
-  (layer.size[1] / layer.size[0]) * (layer.columns / Math.ceil(layer.images[at].length / layer.columns));

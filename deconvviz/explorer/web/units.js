@@ -12,6 +12,7 @@ const unitHash = (layer, unit) => `#layer/${encodeURIComponent(layer.name)}/${un
 const layerHash = (layer) => `#layer/${encodeURIComponent(layer.name)}`;
 const numberOf = (layer) => data.layers.findIndex((one) => one.name === layer.name);
 const spriteName = (layer, unit) => `u${numberOf(layer)}-${unit}`;
+const optimizedName = (layer, unit) => `m${numberOf(layer)}-${unit}`;
 const fineName = (layer, unit) => `v${numberOf(layer)}-${unit}`; // projections alone, not reduced
 
 // A place that no image excites has the image number -1; a unit that has no other is dead on these images.
