@@ -32,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise((30, 40), shade, i).convert("RGB").save(folder / label / f"{label}-{i}.png")
     names = ["<b>first</b>", "second", "third", "fourth"]
     options = {"layers": [1, 2], "k": 4, "class_names": names, "maximize": 2, "progress": False}
-    known = deconvviz.images.Preprocess((30, 40), 30, (0.0,) * 3, (1.0,) * 3)
+    known = deconvviz.images.Preprocess((40, 30), 30, (0.0,) * 3, (1.0,) * 3)
     return deconvviz.report(Net(), folder, preprocess=known, **options, out=folder / "page.html")
 
 
