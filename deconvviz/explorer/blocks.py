@@ -168,7 +168,8 @@ def optimize(
         out = unfinished.path("optimized")
         chosen: dict[str, Any] = {"units": units, "n": OPTIMIZED, "steps": STEPS, "out": out, **options}
         found = maximize(model, layer=layer.name, **chosen)
-        shape = sprites.Shape.of(*found.images.shape[-2:], round(math.sqrt(OPTIMIZED)), sprites.FINE)
+        height, width = found.images.shape[-2:]
+        shape = sprites.Shape.of(height, width, round(math.sqrt(OPTIMIZED)), sprites.FINE)
         held = {}
         for unit, images, reached in zip(units, found.images, found.activations[:, :, -1], strict=True):
             unfinished.add(f"m{number}-{unit}", sprites.photos(images, shape))
@@ -176,7 +177,7 @@ def optimize(
             held[str(unit)] = {"activations": sprites.shorten_all(reached.tolist()), "photo": photo}
         if ranks.team().rank == 0:
             out.unlink()
-        facts = {"pixels": tuple(found.images.shape[-2:]), "steps": STEPS, **shape.facts()}
+        facts = {"pixels": (height, width), "steps": STEPS, **shape.facts()}
         return {"units": held, **facts}
 
     kept: dict[str, Any] = unfinished.part(f"optimized images of {layer.name}", make, shared=True)
