@@ -74,7 +74,7 @@ def table(models, options):
         )
         known = [name for name, among in zip(found.names, (place < 5).tolist(), strict=True) if among]
         named.append(f"Named, {kind}, {'moved' if robust else 'not moved'}: {', '.join(known) or 'none'}.")
-    return [*lines, "", "By chance five of a thousand names hold one of the images of 200.", "", *named]
+    return [*lines, "", "By chance, five of a thousand names hold the right one for one image in 200.", "", *named]
 
 
 def main():

@@ -437,7 +437,12 @@ COMMANDS = (
         "images that excite units or classes most, made by optimization",
         (
             *(*MODEL, LAYER, UNITS, TARGETS, Option("--n", "different images per unit", default=1, type=int)),
-            Option("--at", "the mean of a map, or its center", default="mean", more={"choices": ("mean", "center")}),
+            Option(
+                "--at",
+                "a map's mean with a tenth of its maximum, or its center",
+                default="mean",
+                more={"choices": ("mean", "center")},
+            ),
             Option("--negative", "excite as little as can be", default=False, more={"action": "store_true"}),
             Option("--diversity", "how much a unit's images are kept apart", default=1.0, type=float),
             Option("--parametrization", default="fourier", more={"choices": ("fourier", "maco", "pixels")}),

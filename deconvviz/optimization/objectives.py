@@ -13,6 +13,9 @@ from ..errors import OptionError, UnitError
 # A layer's response (units, rows, cols), or the output (classes,), to one image -> a number.
 Score = Callable[[Tensor], Tensor]
 AT = ("mean", "center")
+# Where fields overlap, the image of the largest mean may excite the unit less at its strongest place than a photo does,
+# as in three of eight units of SqueezeNet's second layer. A tenth of the maximum lifts that place, and only that.
+_PEAK = 0.1
 
 
 # (layer or None for the output, how it is read) -> the reading of one image.
@@ -92,16 +95,17 @@ class Objective:
 
 
 def unit(layer: int | str, number: int, at: str = "mean") -> Objective:
-    """Return the objective of one unit: the "mean" of its map, or its activation at the "center"."""
+    """Return the objective of one unit: the "mean" of its map and a tenth of its maximum, or what it is at the "center"."""
     _check(at)
 
     def score(response: Tensor) -> Tensor:
         if not 0 <= number < len(response):
             raise UnitError(f"unit {number} is out of range: layer {layer!r} has units 0 to {len(response) - 1}.")
-        return _place(response[number], at)
+        found = _place(response[number], at)
+        return found + _PEAK * response[number].amax() if at == "mean" else found
 
     return Objective(
-        (Term(layer, score, reads="before", key=f"unit {number} {at}"),),
+        (Term(layer, score, reads="before", key=f"unit {number} {at} {_PEAK}"),),
         f"unit {number} of layer {layer}",
         lambda response: response[number].amax() if at == "mean" else _place(response[number], at),
     )

@@ -216,6 +216,15 @@ def test_classes_directions_and_sums():
     assert both.names == ("unit 0 of layer 1 - unit 5 of layer 1",)
 
 
+def test_a_unit_whose_mean_says_nothing_is_excited_at_its_strongest_place():
+    """The differences of neighbours add up to that of the ends: their mean has no gradient in between."""
+    model = nn.Sequential(nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU())
+    model[0].weight.data = torch.tensor([[[[1.0, -1.0]]]])
+    known = Preprocess((24, 24), 24, (0.0,), (1.0,))
+    found = run(model, units=[0], preprocess=known, input_size=(1, 24, 24), steps=60, robust=False)
+    assert found.activations[0, 0, -1] > 0.9  # the best there is: white beside black
+
+
 def test_a_dead_unit_comes_alive():
     model = net()
     with torch.no_grad():
