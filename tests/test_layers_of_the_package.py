@@ -18,7 +18,7 @@ scan
 model
 images jobs rules zoo
 tape results guard checks ranks targets calls
-devices errors
+devices modes errors
 """
 LINE = {room: number for number, rooms in enumerate(reversed(LINES.split("\n"))) for room in rooms.split()}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ..guard import check_weights, placement, untouched, unwrapped
 from ..images import ImageSet, open_one
 from ..model.output import class_names, known_names
 from ..model.randomize import cascade, stages_of, steps_of
+from ..modes import sound_gradients
 from ..occlusion.occlude import occlude
 from ..tape.record import record
 from ..targets import named
@@ -292,7 +294,9 @@ def explain(case: Case, methods: Sequence[str], own: Mapping[str, Own], where: s
     found = []
     with untouched(case.network):
         for name in (*methods, *own):
-            with torch.enable_grad():  # captum's need it; ours switch it off themselves
+            foreign = name in own or name in _CAPTUMS
+            # captum's need gradients; ours switch them off themselves.
+            with torch.enable_grad(), sound_gradients() if foreign else contextlib.nullcontext():
                 full = own[name](case.network, case.image, case.number) if name in own else METHODS[name](case)
             found.append(_checked(full, case, name, where))
     return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import whole
 from ..errors import ModelError, OptionError
+from ..modes import sound_gradients
 from .parameters import Parameters
 from .reading import Network, Readings, Source
 from .robustness import Robustness
@@ -75,7 +76,8 @@ def climb(
             readings = network.read(settings.robust.move(pixels, random), sources, output)
             total = loss(readings, pixels).sum()
         adam.zero_grad(set_to_none=True)
-        total.backward()
+        with sound_gradients():
+            total.backward()
         _check(values.grad, names)
         if settings.settle:
             adam.param_groups[0]["lr"] = settings.rate * (1 - step / settings.steps)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..devices import of_the_device, sent
 from ..errors import UnsupportedOp
+from ..modes import sound_gradients
 from ..tape.operations import Op
 from .batch import batch_axes
 from .signals import Signal, Signals, Walk, present
@@ -75,7 +76,8 @@ def _product(op: Op, inputs: list[Tensor], grads: list[Tensor | None], walk: Wal
         if not pairs or not wanted:
             return [None] * len(inputs)
         ys, gs = [y for y, _ in pairs], [g.to(y.dtype) for y, g in pairs]
-        found = iter(torch.autograd.grad(ys, wanted, gs, allow_unused=True))
+        with sound_gradients():
+            found = iter(torch.autograd.grad(ys, wanted, gs, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in leaves]
 
 

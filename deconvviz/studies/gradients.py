@@ -21,6 +21,7 @@ from ..images import Images, ImageSet, open_images
 from ..model.features import labels_of
 from ..model.output import classification_losses, scores_of
 from ..model.table import Layer, Layers
+from ..modes import sound_gradients
 from ..results.text import amount
 from ..scan.engine import first_pass
 from ..tape.operations import Op, Tape, tensors_in
@@ -254,7 +255,8 @@ class _Trained:
         if int(labels.max()) >= scores[0].shape[1]:
             raise OptionError(f"label {int(labels.max())} is out of range: the model has {scores[0].shape[1]} classes.")
         loss = classification_losses(scores, sent(labels, self.device), self.auxiliary).mean()
-        loss.backward()
+        with sound_gradients():
+            loss.backward()
         if self.optimizer is not None:
             self.optimizer.step()
         return float(loss.detach()), grads

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.overrides as overrides
-import torch.utils._python_dispatch as dispatch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +22,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ..devices import of_the_device
 from ..errors import ForwardError, UnsupportedOp, form_of
+from ..modes import modes_as_before
 from .arguments import READS
 from .autograd import cut, functions_seen, gradients_on
 from .operations import Op, Slot, Tape, mapped, short_name, tensors_in
@@ -69,7 +67,13 @@ def record(
     recorder.bind(source)
     with recorder.paths(network), contextlib.suppress(Stop):
         try:
-            with _modes_as_before(recorder), recorder.as_autograd(network), recorder, _Watch(recorder):
+            with (
+                modes_as_before(),
+                contextlib.closing(recorder),
+                recorder.as_autograd(network),
+                recorder,
+                _Watch(recorder),
+            ):
                 result = network(source)
         except TypeError as error:
             if not str(error).startswith(f"{type(network).__name__}.forward()"):
@@ -121,47 +125,6 @@ def record_fast(
 def dislikes_order(error: RuntimeError) -> bool:
     """Whether a pass failed because a `view` in the model does not like channels_last memory."""
     return "view size is not compatible with input tensor's size and stride" in str(error)
-
-
-@contextlib.contextmanager
-def _modes_as_before(recorder: _Recorder) -> Iterator[None]:
-    """Leave torch's stacks of modes as they were, wherever an interrupt falls, and hand the interrupt on.
-
-    Python code runs where torch enters and leaves a mode; an interrupt there leaves the mode behind, or takes one away.
-    """
-    functions, dispatches = overrides._get_current_function_mode_stack(), dispatch._get_current_dispatch_mode_stack()
-    flags = {name: getattr(dispatch, name) for name in _FLAGS if hasattr(dispatch, name)}
-    earlier = sys.exc_info()[1]  # what the caller is handling already
-    try:
-        yield
-    except Exception as error:
-        found: BaseException | None = error
-        while isinstance(found, Exception) and found is not earlier:
-            found = found.__context__
-        if isinstance(found, (KeyboardInterrupt, SystemExit)) and found is not earlier:
-            raise found from None
-        raise
-    finally:
-        recorder.close()
-        vars(dispatch).update(flags)
-        _restore(functions, overrides._get_current_function_mode_stack, overrides._push_mode, overrides._pop_mode)
-        _restore(dispatches, dispatch._get_current_dispatch_mode_stack, dispatch._push_mode, dispatch._pop_mode)
-
-
-_FLAGS = (
-    "_is_in_torch_dispatch_mode",
-    "_is_in_non_infra_torch_dispatch_mode",
-    "_is_in_any_mode_without_ignore_compile_internals",
-)
-
-
-def _restore(
-    before: list[Any], now: Callable[[], list[Any]], push: Callable[[Any], Any], pop: Callable[[], Any]
-) -> None:
-    while now()[len(before) :]:
-        pop()
-    for mode in before[len(now()) :]:
-        push(mode)
 
 
 class _Recorder(TorchFunctionMode):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..errors import ModelError
 from ..guard import seeded
 from ..model.output import classification_losses
+from ..modes import sound_gradients
 from . import checkpoint as _checkpoint
 from . import pixels as _pixels
 from .augment import changed, seeds
@@ -145,7 +146,8 @@ def _step(run: Run, crops: torch.Tensor, labels: torch.Tensor, lr: float) -> tor
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.zero_grad()
-    run.scaler.scale(loss).backward()
+    with sound_gradients():
+        run.scaler.scale(loss).backward()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     if run.recipe.clamp_rms is not None:
