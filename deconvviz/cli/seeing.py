@@ -439,7 +439,7 @@ COMMANDS = (
             *(*MODEL, LAYER, UNITS, TARGETS, Option("--n", "different images per unit", default=1, type=int)),
             Option(
                 "--at",
-                "a map's mean with a tenth of its maximum, or its center",
+                "a map's mean, its strongest place ten times more, or its center",
                 default="mean",
                 more={"choices": ("mean", "center")},
             ),

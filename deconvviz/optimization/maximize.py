@@ -85,7 +85,7 @@ def maximize(
         target: In place of units: a class by number or name, an `objectives.Objective`, a function of what the model
             returns for N images with one number for each, (N,), see `deconvviz.targets`; or a list of these.
         directions: In place of units: (units,) or (n, units), directions in the layer's response.
-        at: "mean" of the unit's map, with a tenth of its maximum, or its activation at the "center".
+        at: "mean" of the unit's map, its strongest place ten times more, or its activation at the "center".
         negative: Excite as little as can be.
         n: Different images per unit.
         diversity: How much the n images of a unit are kept from being alike; 0 leaves it to their starts.
