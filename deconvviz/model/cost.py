@@ -154,6 +154,12 @@ class Cost(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, name=name, others=others, accuracy=accuracy, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each layer."""
+        names = ("name", "kind", "parameters", "macs", "outputs", "connections")
+        found: dict[str, Any] = {name: [getattr(layer, name) for layer in self] for name in names}
+        return found | {"shape": ["×".join(map(str, layer.shape)) for layer in self]}
+
     def describe(self) -> str:
         """Say how much in sum."""
         return f"{len(self)} layers: {self.parameters:,} parameters, {self.macs:,} multiply-adds for one image"

@@ -165,6 +165,22 @@ class Occlusion(Result):
         """Write a GIF of the occluder and the probability side by side, see `deconvviz.plotting.animation.animate`."""
         self.drawing("animate", "animation")(self, path, **options)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each place of the occluder, or for each mask."""
+        rows, cols = torch.meshgrid(self.rows, self.cols, indexing="ij")
+        found: dict[str, Any] = {"row": rows.flatten(), "col": cols.flatten()}
+        targets = self.target if isinstance(self.target, tuple) else (self.target,)
+        for name in ("probability", "logit"):
+            maps = getattr(self, name).reshape(len(targets), -1)
+            for target, values in zip(targets, maps, strict=True):
+                found[f"{name} of {self.name_of(target)}" if len(targets) > 1 else name] = values
+        found["label"] = self.label.flatten()
+        if self.class_names:
+            found["class"] = [self.class_names[n] if n >= 0 else "" for n in self.label.flatten().tolist()]
+        if self.activation is not None:
+            found["activation"] = self.activation.flatten()
+        return found | {"measured": self.measured.expand(rows.shape).flatten()}
+
     def describe(self) -> str:
         """Say of which target, how many positions and pixels."""
         targets = self.target if isinstance(self.target, tuple) else (self.target,)

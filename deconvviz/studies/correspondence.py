@@ -72,6 +72,14 @@ class Correspondence(Result):
         """(L, P): the control's standard deviation over pairs and draws."""
         return self.random_pairs.flatten(2).std(-1, correction=0)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each part in each layer."""
+        found: dict[str, Any] = {"layer": [layer for layer in self.layers for _ in self.parts]}
+        found["part"] = list(self.parts) * len(self.layers)
+        for name in ("mean", "std", "random_mean", "random_std", "changed", "random_changed"):
+            found[name] = getattr(self, name).flatten()
+        return found
+
     def describe(self) -> str:
         """Say how many images, parts and layers."""
         return f"{amount(self.count, 'image')}: {amount(len(self.parts), 'part')}, {amount(len(self.layers), 'layer')}"

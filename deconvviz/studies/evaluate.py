@@ -72,6 +72,15 @@ class Evaluation(Result):
         classes = self.probabilities.shape[1]
         return torch.bincount(self.labels * classes + self.predicted, minlength=classes**2).view(classes, classes)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each image; `rank` counts the classes before the true one."""
+        found: dict[str, Any] = {"name": list(self.names), "label": self.labels, "predicted": self.predicted}
+        found["probability"] = self.probabilities.gather(1, self.labels[:, None])[:, 0]
+        if self.class_names:
+            named = {"class": self.labels, "predicted class": self.predicted}
+            found |= {column: [self.class_names[n] for n in numbers.tolist()] for column, numbers in named.items()}
+        return found | {"rank": self.rank}
+
     def describe(self) -> str:
         """Say how many images, and the two errors."""
         several = f"{self.networks} networks, " if self.networks > 1 else ""

@@ -131,6 +131,11 @@ class Filters(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, scale=scale, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each filter."""
+        names = ("rms", "dead", "dominant", "colour", "frequency", "orientation", "folded")
+        return {"filter": torch.arange(len(self.rms)), **{name: getattr(self, name) for name in names}}
+
     def describe(self) -> str:
         """Say of which layer, how many and how large."""
         (height, width), (down, right) = self.weights.shape[2:], self.stride
@@ -180,6 +185,12 @@ class FilterComparison(Result):
         """Draw the filters by falling RMS and their figures; see `deconvviz.plotting.filters.draw` and `Result.plot`."""
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, scale=scale, **look)
+
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each filter of each network."""
+        parts = [one.columns() for one in self.filters]
+        of = [name for name, one in zip(self.names, self.filters, strict=True) for _ in one.rms]
+        return {"network": of, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
 
     def describe(self) -> str:
         """Say of which networks."""

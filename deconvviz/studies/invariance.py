@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -114,6 +115,19 @@ class Invariance(Result):
         """Draw the paper's Fig. 5; see `deconvviz.plotting.invariance.draw` and `Result.plot`."""
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, examples=examples, **look)
+
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each layer, image and amount of each transformation."""
+        found: dict[str, list[Any]] = {}
+        for curve in self.curves:
+            layers, images, amounts = curve.distance.shape
+            for layer, image, place in itertools.product(range(layers), range(images), range(amounts)):
+                row = {"kind": curve.kind, "amount": float(curve.amounts[place]), "layer": self.layers[layer]}
+                row |= {"image_id": image, "distance": float(curve.distance[layer, image, place])}
+                row |= {"probability": float(curve.probability[image, place])}
+                for name, value in row.items():
+                    found.setdefault(name, []).append(value)
+        return found
 
     def describe(self) -> str:
         """Say how many images and layers, and which transformations."""

@@ -56,6 +56,14 @@ class Neighbours(Result):
     skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "neighbours"
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each image near a query; `own` is the query's number, -1 from elsewhere."""
+        queries, k = self.image_ids.shape
+        query, rank = torch.meshgrid(torch.arange(queries), torch.arange(k), indexing="ij")
+        found: dict[str, Any] = {"query": query.flatten(), "own": self.query_ids.repeat_interleave(k)}
+        found |= {"rank": rank.flatten(), "image_id": self.image_ids.flatten(), "distance": self.distances.flatten()}
+        return found | {"name": [name for row in self.names for name in row]}
+
     def describe(self) -> str:
         """Say of which layer, how many queries and images."""
         queries, k = self.image_ids.shape

@@ -81,6 +81,11 @@ class Probe(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, name=name, others=others, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each layer."""
+        found: dict[str, Any] = {"layer": list(self.layers), "accuracy": self.mean, "std": self.std}
+        return found | {"features": list(self.features), "converged": self.converged.all(1)}
+
     def describe(self) -> str:
         """Say how many layers, images and classes."""
         return f"{amount(len(self.layers), 'layer')}: {amount(self.count, 'image')}, {len(self.classes)} classes"

@@ -69,6 +69,11 @@ class ResidualShares(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, name=name, others=others, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each addition."""
+        strengths = {"shortcut": self.shortcut, "branch": self.branch, "total": self.total, "share": self.share}
+        return {"addition": list(self.names), **strengths, "identity": list(self.identity)}
+
     def describe(self) -> str:
         """Say how many additions and images."""
         return f"{amount(len(self.names), 'addition')}: {amount(self.count, 'image')}"

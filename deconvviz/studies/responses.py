@@ -126,6 +126,11 @@ class Responses(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, name=name, others=others, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each layer."""
+        named = {"layer": self.names, "measured": self.measured, "units": self.units}
+        return {name: list(x) for name, x in named.items()} | {"mean": self.mean, "std": self.std}
+
     def describe(self) -> str:
         """Say how many layers and images."""
         return f"{amount(len(self.names), 'layer')}: {amount(self.count, 'image')}"

@@ -68,6 +68,11 @@ class Training(Result):
     file_kind = "training"
     drawn_by = "training"
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each epoch."""
+        names = [field.name for field in dataclasses.fields(Epoch)]
+        return {name: [getattr(epoch, name) for epoch in self.history] for name in names}
+
     def describe(self) -> str:
         """Say how many epochs, and what the last one reached."""
         last = f", top-1 {self.history[-1].top1:.1%}" if self.history else ""

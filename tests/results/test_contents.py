@@ -8,6 +8,7 @@ import pytest
 import torch
 from saved_results import saved
 
+import deconvviz
 from deconvviz.errors import OptionError, UnitError
 from deconvviz.plotting.projections import compose
 
@@ -53,6 +54,45 @@ def test_tables_for_pandas_leave_empty_places_out(monkeypatch):
     table = top.to_dataframe()
     assert len(table["layer"]) == 2 * 8 and table["layer"][8:] == [top.tops[1].name] * 8
     assert table["value"] == [x for one in top.tops for x in one.values.flatten().tolist()]
+
+
+TABLES = {
+    "correspondence": ("mean", lambda result: result.mean),
+    "filter-comparison": ("rms", lambda result: torch.cat([one.rms for one in result.filters])),
+    "filters": ("rms", lambda result: result.rms),
+    "invariance": ("distance", lambda result: torch.cat([curve.distance.flatten() for curve in result.curves])),
+    "neighbours": ("distance", lambda result: result.distances),
+    "occlusion": ("probability", lambda result: result.probability),
+    "occlusion-targets": ("logit of class 1", lambda result: result.logit[1]),
+    "probe": ("accuracy", lambda result: result.mean),
+    "projections": ("activation", lambda result: result.activations),
+    "responses": ("std", lambda result: result.std),
+    "topk": ("value", lambda result: torch.cat([one.values.flatten() for one in result.tops])),
+    "training": ("top1", lambda result: torch.tensor([epoch.top1 for epoch in result.history], dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_results_are_tables_of_pandas_itself(name):
+    pandas = pytest.importorskip("pandas")
+    (column, numbers), result = TABLES[name], saved(name)
+    table = result.to_dataframe()
+    assert isinstance(table, pandas.DataFrame) and not table.isna().all().any()
+    assert np.array_equal(table[column].to_numpy(), numbers(result).flatten().numpy())
+
+
+def test_costs_and_evaluations_are_tables_of_pandas_too():
+    pytest.importorskip("pandas")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    table = deconvviz.cost(net, input_size=(3, 8, 8)).to_dataframe()
+    assert table["parameters"].tolist() == [112, 290] and table["macs"].tolist() == [27 * 4 * 36, 288]
+    answers = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]])
+    found = deconvviz.Evaluation(
+        answers, torch.tensor([0, 1, 1]), ("a", "b", "c"), 1, "whole", class_names=("no", "yes")
+    )
+    table = found.to_dataframe()
+    assert table["predicted class"].tolist() == ["no", "yes", "no"] and table["rank"].tolist() == [0, 0, 1]
+    assert table["probability"].tolist() == pytest.approx([0.9, 0.6, 0.2])
 
 
 def test_a_name_from_a_file_is_no_html(evil='<img src=x onerror="window.PWN=1">'):
