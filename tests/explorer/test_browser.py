@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from pictures import noise
+from PIL import Image
 from report_helpers import Net
 
 import deconvviz
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER),
     reason="no Chromium with chromedriver on the PATH: apt-get install chromium chromium-driver",
 )
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+SIZES = {"desktop": (1400, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +293,9 @@ def test_the_keyboard_reaches_units_layers_and_images(reader, numbers):
     ("query", "hash_ends", "text"),
     [
         ("2/5", "/5", "Unit 5"),
+        ("2:5", "/5", "Unit 5"),
+        ("unit 5", "/5", "Unit 5"),
+        ("OWLS-4.png", "", "Unit"),
         ("layer 2", "#layer/features", "Layer 2"),
         ("occl", "#occlusion", "Occlusion"),
         ("owls", "", "Unit"),
@@ -306,6 +312,130 @@ def test_search(reader, query, hash_ends, text):
     reader.press(Keys.ENTER)
     reader.until(f"location.hash.length > 1 && location.hash.endsWith('{hash_ends}')")
     assert reader.js("document.getElementById('found').hidden")
+
+
+@pytest.fixture
+def altered(reader, page, numbers) -> Reader:
+    """A page with a small effective field, and an image that is called "128px"; the fixture `reader` looks at it."""
+    text = page.read_text(encoding="utf-8")
+    before, data, after = re.split(r'(?<=id="data">)(.*?)(?=</script>)', text, maxsplit=1, flags=re.S)
+    changed = json.loads(data)
+    unit = numbers[1]["highlights"][0]
+    changed["layers"][1]["evidence"]["units"][str(unit)]["field"] = [1, 1, 4, 4]
+    first = next(iter(changed["images"]["names"]))
+    changed["images"]["names"][first] = "a piece, 128px"
+    other = page.with_name("altered.html")
+    other.write_text("".join([before, json.dumps(changed).replace("<", "\\u003c"), after]), encoding="utf-8")
+    reader.driver.get(other.as_uri() + f"#layer/{numbers[1]['name']}/{unit}")
+    reader.until(f"document.getElementById('detail').dataset.shown == '1/{unit}'")
+    return reader
+
+
+def test_a_number_is_no_part_of_a_longer_one(altered):
+    matches = "[...document.querySelectorAll('#found span')].filter(note => note.textContent.includes('match')).length"
+    altered.press("/")
+    altered.press("12")
+    altered.until("!document.getElementById('found').hidden")
+    assert altered.js(matches) == 0
+    altered.press("8")
+    altered.until(matches)
+
+
+def test_tiles_can_be_cropped_to_what_the_unit_responds_to(altered):
+    tiles = [f"#{kind} button:first-child canvas" for kind in ("patches", "evidence", "projections")]
+    usual = [altered.picture(tile) for tile in tiles]
+    for expected in (False, True):
+        altered.driver.execute_script("document.getElementById('crop').click()")
+        for tile, before in zip(tiles, usual, strict=True):
+            sign = "==" if expected else "!="
+            altered.until(f"document.querySelector('{tile}').toDataURL() {sign} '{before}'")
+
+
+def telling(reader: Reader, layer: dict) -> int:
+    """Go to a unit of the second layer whose evidence was measured."""
+    unit = layer["highlights"][0]
+    reader.driver.execute_script(f"location.hash = '#layer/{layer['name']}/{unit}'")
+    reader.until(f"document.getElementById('detail').dataset.shown == '1/{unit}'")
+    return unit
+
+
+def test_a_press_on_a_tile_shows_it_large_and_it_is_left_with_escape(reader, numbers):
+    from selenium.webdriver.common.keys import Keys
+
+    layer = numbers[1]
+    unit = telling(reader, layer)
+    reader.click("#evidence button:nth-child(2)")
+    reader.until(f"document.getElementById('large').dataset.shown == '1/{unit}/1'")
+    assert reader.js("document.getElementById('large').open")
+    sizes = reader.js("[...document.querySelectorAll('#large-tiles canvas')].map(c => [c.height, c.width])")
+    small = reader.js("document.querySelector('#evidence canvas').width")
+    high, wide = layer["pixels"]
+    assert len(sizes) == 3 and all(h % high == 0 and w % wide == 0 and w >= 4 * small for h, w in sizes)
+    tiles = [reader.picture(f"#large-tiles figure:nth-child({n}) canvas") for n in (1, 2, 3)]
+    assert len(set(tiles)) == 3
+    reader.press(Keys.ESCAPE)
+    reader.until("!document.getElementById('large').open")
+
+
+def on_white(path: Path) -> Image.Image:
+    """A picture with white where it is transparent: between a block's tiles."""
+    with Image.open(path) as found:
+        picture = found.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def test_a_tile_a_block_and_the_figure_are_saved(reader, numbers, tmp_path):
+    layer = numbers[1]
+    unit = telling(reader, layer)
+    allowed = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    reader.driver.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
+    press = "document.querySelector('{}').click()".format
+    for button in ("[data-block=evidence]", "[data-block=all]", "#projections button:nth-child(3)"):
+        reader.driver.execute_script(press(button))
+    reader.until(f"document.getElementById('large').dataset.shown == '1/{unit}/2'")
+    reader.driver.execute_script(press("#large-tiles [data-kind=patches]"))
+    names = [f"layer-2-unit-{unit}{end}.png" for end in ("-evidence", "", "-patches-3")]
+    end = time.monotonic() + 20
+    while not all((tmp_path / name).exists() for name in names):
+        assert time.monotonic() < end, list(tmp_path.iterdir())
+        time.sleep(0.05)
+    block, figure, tile = (on_white(tmp_path / name) for name in names)
+    assert tile.size == tuple(reader.js("(c => [c.width, c.height])(document.querySelector('#large-tiles canvas'))"))
+    assert figure.width > 3 * block.width and figure.height > block.height
+    assert all(len(picture.getcolors(1 << 24)) > 20 for picture in (block, figure, tile))
+    beside = 32 + block.width + 32  # evidence is the figure's second block
+    first, second = (figure.crop((x, 92, x + block.width, 92 + block.height)) for x in (32, beside))
+    assert second.tobytes() == block.tobytes() != first.tobytes()
+
+
+def test_each_grid_is_one_stop_of_tab_with_arrows_inside(reader, numbers):
+    from selenium.webdriver.common.keys import Keys
+
+    telling(reader, numbers[1])
+    stops = """[...document.querySelectorAll('#cards, .tiles, #bars, #scans, #filter-cards')].map(
+        grid => [...grid.querySelectorAll('a, button')].filter(item => item.tabIndex >= 0).length)"""
+    assert set(reader.until(f"({stops}).some(Boolean) && ({stops})")) <= {0, 1}
+    focused = "[...document.querySelectorAll('#patches button')].indexOf(document.activeElement)"
+    reader.driver.execute_script("document.querySelector('#patches button[tabindex=\"0\"]').focus()")
+    assert reader.js(focused) == 0
+    reader.press(Keys.ARROW_RIGHT)
+    assert reader.js(focused) == 1
+    reader.press(Keys.ARROW_DOWN)
+    assert reader.js(focused) == 3  # two rows of two
+    reader.press(Keys.HOME)
+    assert reader.js(focused) == 0
+    reader.press(Keys.TAB)
+    assert reader.js(focused) == -1 and reader.js("!!document.activeElement.closest('#patches') ") is False
+
+
+@pytest.mark.parametrize("toggle", ["gray", "smooth"])
+def test_toggles_change_the_projections_and_back(reader, numbers, toggle):
+    telling(reader, numbers[1])
+    tile = "#projections button:first-child canvas"
+    usual = reader.picture(tile)
+    for sign in ("!=", "=="):
+        reader.driver.execute_script(f"document.getElementById('{toggle}').click()")
+        reader.until(f"document.querySelector('{tile}').toDataURL() {sign} '{usual}'")
 
 
 def test_search_is_left_with_escape_and_says_when_there_is_nothing(reader):
@@ -379,13 +509,23 @@ def test_everything_to_press_has_a_name(reader, numbers):
     assert reader.js(nameless) == 0
 
 
-def test_dark_follows_the_system_and_the_button(page):
-    reader = Reader(page, "desktop")
+def test_dark_follows_the_system_and_the_button_on_every_view(reader):
     colour: Callable[[], object] = lambda: reader.js("getComputedStyle(document.body).backgroundColor")  # noqa: E731
     light = colour()
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    assert colour() != light
-    reader.press("t")  # light, whatever the system says
-    assert colour() == light and reader.complaints() == []
-    reader.driver.quit()
+    try:
+        shades = {colour()}
+        for place in ("#overview", "#filters", "#occlusion", "#about"):
+            reader.driver.execute_script(f"location.hash = '{place}'")
+            reader.until(f"!document.getElementById('{place[1:]}').hidden")
+            shades.add(colour())
+        assert len(shades) == 1 and light not in shades
+        reader.press("t")  # light, whatever the system says
+        assert colour() == light
+        reader.press("t")
+        assert {colour()} == shades
+        reader.press("t")  # as the system has it
+    finally:
+        reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert colour() == light

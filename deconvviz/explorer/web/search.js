@@ -37,9 +37,10 @@ function foundViews(query) {
 // Units whose strongest images are named or labelled so; those with the most of them first.
 function foundImages(query) {
   const matches = new Set();
+  // A number is a unit's, or one by itself in a name: "12" is not the beginning of "128px".
+  const fits = /^\d+$/.test(query) ? (text) => text.split(/\D+/).includes(query) : (text) => text.toLowerCase().includes(query);
   for (const [id, name] of Object.entries(data.images.names)) {
-    const label = data.images.labels[id] ?? "";
-    if (name.toLowerCase().includes(query) || label.toLowerCase().includes(query)) matches.add(Number(id));
+    if (fits(name) || fits(String(data.images.labels[id] ?? ""))) matches.add(Number(id));
   }
   if (!matches.size) return [];
   const found = data.layers.flatMap((layer) => layer.units.map((unit, at) => {
