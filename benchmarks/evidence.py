@@ -19,6 +19,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -123,7 +124,9 @@ def speed(options):
         for number in numbers:
             layer = deconvviz.layers(model, tuple(images.shape[1:]))[number]
             units = torch.linspace(0, layer.units - 1, options.units).long().tolist()
-            chosen = {"top": deconvviz.top(model, images, layers=[layer.name], k=options.k, progress=False)}
+            chosen: dict[str, Any] = {
+                "top": deconvviz.top(model, images, layers=[layer.name], k=options.k, progress=False)
+            }
             chosen |= {"fill": gray.expand_as(images[0]), "units": units, "progress": False}
             result = Placed(deconvviz.evidence(model, images, layer=layer.name, **chosen), layer)  # warms up, too
             usual = Usual(network(name), layer, images)
@@ -131,17 +134,17 @@ def speed(options):
             covered = sum(len(result.places(*pair)) for pair in result.mask.nonzero().tolist())
             mine, each, worst = [], [], 0.0
             for turn in range(options.rounds + 1):
-                pair = pairs[turn % len(pairs)]
-                places = result.places(*pair)
+                unit, image = pairs[turn % len(pairs)]
+                places = result.places(unit, image)
                 some = [places[n * len(places) // BATCH] for n in range(BATCH)]
                 start = time.process_time()
-                left = usual.cover(result, gray, *pair, some)
+                left = usual.cover(result, gray, unit, image, some)
                 each.append((time.process_time() - start) / BATCH)
                 start = time.process_time()
                 if turn:  # the first round warms up
                     deconvviz.evidence(model, images, layer=layer.name, **chosen)
                     mine.append(time.process_time() - start)
-                worst = max(worst, result.difference(*pair, some, left))
+                worst = max(worst, result.difference(unit, image, some, left))
             per_image = statistics.median(each[1:])
             rows.append(
                 {
