@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .devices import exact_float32
 from .errors import ModelError
+from .modes import is_observer
 
 
 class Digest(Protocol):
@@ -49,6 +50,9 @@ def _untouched(model: nn.Module, network: nn.Module) -> Iterator[nn.Module]:
             for module in modes:
                 module.training = False
             with torch.no_grad():
+                for module in modes:
+                    if is_observer(module, "FakeQuantizeBase"):  # as torch.ao.quantization.disable_observer does
+                        module.get_buffer("observer_enabled").zero_()
                 yield network
         finally:
             with torch.no_grad():
@@ -172,7 +176,10 @@ def _opaque(module: nn.Module) -> str | None:
 
 def check_weights(model: nn.Module) -> None:
     """Refuse a model that has a NaN or an infinity among its parameters or buffers, or no numbers at all."""
-    tensors = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
+    watching = tuple(f"{path}." for path, module in model.named_modules() if is_observer(module))
+    named = (*model.named_parameters(), *model.named_buffers())
+    # Observers begin with ranges from infinity to minus infinity.
+    tensors = {n: t.detach() for n, t in named if not watching or not n.startswith(watching)}
     if hollow := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
         raise ModelError(
             f"{hollow!r} is on the meta device: it has a shape and no numbers. Give it some: model.to_empty(device='cpu') "

@@ -1,4 +1,4 @@
-"""Torch's modes: stacks that are left as they were found, and one mode that keeps a kernel of torch from going wrong."""
+"""Torch's modes: stacks left as they were found, a mode that keeps a kernel from going wrong, modules that only watch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.overrides as overrides
 import torch.utils._python_dispatch as dispatch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -83,3 +83,8 @@ def _plain(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or 1 not in x.shape:
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def is_observer(module: nn.Module, base: str = "ObserverBase") -> bool:
+    """Whether a module watches what passes by, and passes it on, in a model that is prepared for quantization."""
+    return any(kind.__name__ == base and "quantization" in kind.__module__ for kind in type(module).__mro__)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ..devices import of_the_device
 from ..errors import ForwardError, UnsupportedOp, form_of
-from ..modes import modes_as_before
+from ..modes import is_observer, modes_as_before
 from .arguments import READS
 from .autograd import cut, functions_seen, gradients_on
 from .operations import Op, Slot, Tape, mapped, short_name, tensors_in
@@ -333,9 +333,19 @@ class _Recorder(TorchFunctionMode):
         for path, module in network.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(path)  # a module that several places share has several names
         self.tape.silent.update(path for paths in names.values() for path in paths if path)
+
+        def look_away(module: nn.Module, inputs: Any) -> None:
+            self.closed = True
+
+        def look_again(module: nn.Module, inputs: Any, output: Any) -> None:
+            self.closed = False
+
         try:
             for module, paths in names.items():
-                if paths[0]:
+                if is_observer(module):  # it returns what it is given, and its own path depends on what it saw before
+                    handles.append(module.register_forward_pre_hook(look_away, prepend=True))
+                    handles.append(module.register_forward_hook(look_again))
+                elif paths[0]:
                     handles.append(module.register_forward_pre_hook(enter(paths[0]), prepend=True))
                     handles.append(module.register_forward_hook(leave(paths)))
             yield
