@@ -13,6 +13,7 @@ from typing import Any
 
 import deconvviz
 
+from ..errors import StoreError
 from ..results.store import replacing
 from ..zoo import Card, create
 from .options import check_writable, write_figure
@@ -71,6 +72,12 @@ def run(
         The pages that were written.
     """
     check_writable(out)
+    try:
+        Path(out).mkdir(
+            parents=True, exist_ok=True
+        )  # before the work: not every folder that may be written to takes one
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror}. Give a path in a folder you may write to.") from error
     if network == "both":
         each: dict[str, Any] = {"seed": seed, "images": images, "weights": weights, "most": most, "progress": progress}
         return [run(Path(out) / name, network=name, **each)[0] for name in ("zfnet64", "alexnet64")]

@@ -51,7 +51,7 @@ class Files:
             return cls._of_pattern(path, preprocess)
         if not path.is_dir():
             there = "neither a folder nor a regular file" if path.exists() else "no such file or folder"
-            raise ImageError(f"{there}: {path}. Give a folder of images.")
+            raise ImageError(f"{there}: {path}. Give an image or a folder of images.")
         found = sorted(walk(path), key=lambda p: p.relative_to(path).parts)
         if not found:
             raise ImageError(f"no images: {path} holds no file ending in {', '.join(sorted(SUFFIXES))}.")

@@ -105,11 +105,14 @@ def picture(draw: Callable[..., Any]) -> Callable[..., Any]:
             done = draw(result, place, **options)
         finally:
             _palette.reset(token)
+        if look["figsize"] is not None and not any(axes.get_subplotspec() for axes in done.axes):
+            done.set_layout_engine("none")  # its axes have places of their own: there is nothing to lay out
         if look.get("title"):
             done.suptitle(look["title"], fontsize=10)
         _letter(done, look["fontsize"], title)
         if look["dpi"] is not None:
             done.figure.set_dpi(look["dpi"])
+            done.figure._original_dpi = look["dpi"]  # which `savefig` takes as the figure's own
         return done
 
     drawn.__signature__ = whole  # type: ignore[attr-defined]

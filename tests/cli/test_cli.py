@@ -449,3 +449,13 @@ def test_a_network_s_file_says_how_it_is_called(tmp_path, capsys):
     assert cli.main(["train", name, "--data", str(data), "--out", str(tmp_path / "run"), *options, *quiet]) == 0
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert "error" not in capsys.readouterr().err
+
+
+def test_the_demo_refuses_a_folder_that_cannot_be_made_before_the_work(monkeypatch, tmp_path, capsys):
+    def refuse(self, **options):
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(deconvviz, "top", lambda *_, **__: pytest.fail("it began to work"))
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--network", "zfnet64"]) == 2
+    assert "demo: No such file or directory. Give a path in a folder you may write to." in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 from importlib import import_module
 
 import matplotlib
@@ -11,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 from saved_results import SAVED, saved
 
 from deconvviz.errors import OptionError
@@ -69,6 +71,8 @@ def test_axes_give_their_place(name, method):
 def test_size_resolution_and_title(name, method):
     figure = plot(name, method, figsize=(9, 7), dpi=50, title="a title $x^2$")
     assert tuple(figure.get_size_inches()) == (9, 7) and figure.dpi == 50
+    with Image.open(io.BytesIO(png(figure))) as saved_as:  # and without a warning that nothing was laid out
+        assert saved_as.size == (450, 350)
     (title,) = [text for text in texts(figure) if text.get_text() == "a title $x^2$"]
     assert title.get_parse_math()  # the user's own may hold a formula
     assert tuple(plot(name, method, dpi=50).get_size_inches()) == tuple(plot(name, method).get_size_inches())
