@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 NUMBERS = (SAVE, JSON, QUIET)
 DATA = IMAGES.but(required=True)
+SIFT = Option("--sift", "a row for SIFT, too", default=False, more={"action": "store_true"})
 
 
 def _filters(command: Command, parsed: argparse.Namespace) -> None:
@@ -223,6 +224,7 @@ COMMANDS = (
             ),
             LAYER.but(help="default: the last features"),
             K.but(help="neighbours per query", default=6),
+            SIFT.but(help="compare by SIFT in place of a layer"),
             Option("--metric", default="l2", more={"choices": ("l2", "cosine")}),
             *(*READING, ON_ERROR, out("nearest.png"), *NUMBERS),
         ),
@@ -344,6 +346,7 @@ COMMANDS = (
             Option("--folds", "of the cross-validation", default=5, type=int),
             Option("--most", "features per layer", default=1024, type=int),
             Option("--strength", "of the regularization", default=1.0, type=float),
+            SIFT,
             *(SEED, *READING, ON_ERROR, out("probe.png"), *NUMBERS),
         ),
         "deconvviz probe zfnet64 --images photos-by-class",

@@ -15,7 +15,7 @@ from ..devices import sent
 from ..errors import ImageError, LayerError, UnitError
 from ..results.text import as_html, as_text
 from ..tape.operations import Tape
-from ..tape.receptive_field import Reach
+from ..tape.receptive_field import Reach, Span
 
 Key = tuple[int, "tuple[int, int] | None"]  # what tells a layer's response from others'
 
@@ -129,6 +129,15 @@ def maker_of(tape: Tape, value: int) -> str:
         if value in op.outputs:
             return op.where
     return "the input"
+
+
+def images_of(tape: Tape) -> Layer:
+    """Return the images themselves as a layer, whose units are their channels."""
+    units, height, width = tape.shapes[0][1:]
+    reach = Reach(Span.of_input(height), Span.of_input(width), (2, 3))
+    return Layer(
+        "images", None, "images", units, height, width, (1, 1), (1, 1), ("images",), 0, reach, maker_of(tape, 0)
+    )
 
 
 @dataclass(frozen=True)

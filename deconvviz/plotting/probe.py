@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..studies.probe import Probe
+from ..studies.sift import TITLE
 from .style import colour, new_figure, picture, plain, short
 
 
@@ -29,7 +30,11 @@ def draw(
     places = range(len(first.layers))
     for number, (name, result) in enumerate(results.items()):
         look = {"color": colour(number), "marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.4}
-        axis.errorbar(places, result.mean.numpy(), result.std.numpy(), label=name, **look)
+        mean, std = result.mean.numpy(), result.std.numpy()
+        own = [place for place in places if result.layers[place] != TITLE]
+        axis.errorbar(own, mean[own], std[own], label=name, **look)
+        for place in set(places) - set(own):  # no layer: no line leads there
+            axis.errorbar([place], mean[[place]], std[[place]], **look)
     axis.axhline(first.chance, color="0.5", linewidth=0.9, linestyle="--")
     axis.text(len(first.layers) - 1, first.chance, "chance ", fontsize=8, color="0.4", ha="right", va="bottom")
     axis.set_xticks(places, [short(n, 20) for n in first.layers], rotation=30, ha="right")

@@ -19,12 +19,13 @@ from ..errors import ImageError, OptionError
 from ..guard import untouched
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, choose, title
-from ..model.table import Layer
+from ..model.table import Layer, images_of
 from ..results.base import Result
 from ..results.text import amount, skipped_lines
 from ..scan.accumulator import Accumulator, Flaw, check_shapes
 from ..scan.engine import Scan, first_pass
 from ..scan.state import Progress
+from .sift import TITLE, Descriptors, Vocabulary, describe, need_sklearn
 
 METRICS = ("l2", "cosine")
 _SHOWN = 16  # queries whose pictures are kept
@@ -36,7 +37,7 @@ class Neighbours(Result):
     """The k images nearest to each of Q queries, nearest first.
 
     Attributes:
-        layer: whose features were compared.
+        layer: whose features were compared, "SIFT" for those.
         metric: "l2" or "cosine".
         image_ids: (Q, k) int64, index into the images given.
         distances: (Q, k) float64.
@@ -86,6 +87,7 @@ def nearest(
     *,
     query: object,
     layer: int | str | None = None,
+    sift: bool = False,
     k: int = 6,
     metric: str = "l2",
     batch_size: int | None = None,
@@ -115,6 +117,9 @@ def nearest(
             sample photos.
         query: Images in any of these forms, or a list of indices into `images`; an image is not its own neighbour.
         layer: Number or module path; None: the features before the last linear layer, as in the paper.
+        sift: Compare by what images were searched by before, in place of a layer: scikit-image's SIFT descriptors as one
+            Fisher vector of 2,064 numbers per image, see `probe`; its Gaussians are learnt from `images`, whose
+            descriptors are all held (about 6 kB for 64 pixels, 100 kB for 224).
         k: How many neighbours; fewer where there are fewer images.
         metric: "l2", or "cosine": 1 − cosine, 1 for features that are all zero.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
@@ -129,9 +134,9 @@ def nearest(
         A `Neighbours`: `image_ids` (Q, k), `distances` (Q, k), `query_ids` (Q,), `names`, `pictures`.
 
     Raises:
-        OptionError: A k or a metric that has no meaning.
+        OptionError: A k or a metric that has no meaning, or `sift` beside a layer.
         ImageError: No queries, indices outside the images, or images of different sizes.
-        LayerError, ModelError: As their names say.
+        LayerError, ModelError: As their names say; `sift` without scikit-learn.
 
     Source: Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional Neural Networks",
         section 6.1 and Fig. 4 (right).
@@ -139,29 +144,60 @@ def nearest(
     k = whole(k, "k", 1)
     if metric not in METRICS:
         raise OptionError(f"metric={metric!r}: expected one of {', '.join(map(repr, METRICS))}.")
+    if sift:
+        need_sklearn("sift=True")
+        if layer is not None:
+            raise OptionError(f"layer={layer!r} and sift=True are two kinds of features: give one of them.")
     model = called(model, call)
     opened = open_images(model, images, preprocess)
     asked, ids = _queries(model, opened, query, preprocess)
     tape, rows = first_pass(model, opened, on_error, None if layer is None else [layer])
-    (found,) = choose(rows, None if layer is None else [layer], "none")
     places = range(len(asked)) if ids is None else ids
-    targets = _targets(model, asked, places, found, metric)
-    own = torch.tensor([-1] * len(asked) if ids is None else ids, device=targets.device)
-    closest = Closest(found, metric, k, targets, own)
+    own = torch.tensor([-1] * len(asked) if ids is None else ids)
+    measured: Accumulator
+    if sift:
+        name, how = TITLE, f"nearest {metric} {k} {list(places)} {ids} {asked.fingerprint()}"
+        measured = Descriptors(images_of(tape), opened.invert)
+    else:
+        (found,) = choose(rows, None if layer is None else [layer], "none")
+        name, how = title(found), ""
+        targets = _targets(model, asked, places, found, metric)
+        measured = Closest(found, metric, k, targets, own.to(targets.device))
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
-    scan = Scan(model, opened, [closest], tape, name="nearest", **options)
+    scan = Scan(model, opened, [measured], tape, name="nearest", measured_for=how, **options)
 
     def finish(progress: Progress) -> Neighbours:
-        distances, near = progress.accumulators[0].result()
+        walked = progress.accumulators[0]
+        if isinstance(walked, Descriptors):
+            distances, near = _by_sift(walked, asked, places, own, metric, k)
+        else:
+            distances, near = walked.result()
         # The query itself, at an infinite distance, is the last.
         there = len(opened) - len(progress.skipped) - (ids is not None)
         distances, near = distances[:, :there], near[:, :there]
         texts = tuple(tuple(_caption(opened, i) for i in row) for row in near.tolist())
         seen = _pictures(opened, asked, places, near)
         skipped = tuple(sorted(progress.skipped.items()))
-        return Neighbours(title(found), metric, near, distances, own.cpu(), texts, seen, skipped)
+        return Neighbours(name, metric, near, distances, own, texts, seen, skipped)
 
     return scan.run(finish, Neighbours, out)
+
+
+def _by_sift(
+    described: Descriptors, asked: ImageSet, places: Sequence[int], own: Tensor, metric: str, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return distances (Q, k) and ids (Q, k) of the images whose Fisher vectors are nearest to the queries'."""
+    numbers, tables = torch.tensor([number for number, _ in described.found]), described.result()
+    words = Vocabulary(tables)
+    queries = words.encode([describe(asked.invert(asked.take([i]))[0]) for i in places])
+    positions = (numbers == own[:, None]).int()  # of the queries among the images that could be read
+    at = torch.where(positions.any(1), positions.argmax(1), -1)
+    closest = Closest(described.pixels, metric, k, _features(queries, metric), at)
+    step = max(1, _CHUNK // max(1, queries.numel()))
+    for first in range(0, len(tables), step):
+        closest = closest.update(first, [words.encode(tables[first : first + step])], None)
+    distances, near = closest.result()
+    return distances, numbers[near]
 
 
 def _targets(model: nn.Module, asked: ImageSet, places: Sequence[int], layer: Layer, metric: str) -> Tensor:

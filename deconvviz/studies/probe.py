@@ -6,25 +6,30 @@ import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ranks
 from ..calls import Call, called
 from ..checks import whole
-from ..errors import ModelError, OptionError
+from ..errors import OptionError
 from ..images import Images, open_images
 from ..model.features import choose, labels_of, title
-from ..model.table import Layer, Layers
+from ..model.table import Layer, Layers, images_of
 from ..results.base import Result
 from ..results.text import amount, skipped_lines
 from ..scan.accumulator import Accumulator, Flaw, check_shapes
 from ..scan.engine import Scan, first_pass
 from ..scan.state import Progress
+from .sift import SIZE, TITLE, Descriptors, Vocabulary, need_sklearn
+
+_Rows = Callable[["NDArray[np.int64]"], "NDArray[np.float64]"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +37,7 @@ class Probe(Result):
     """The cross-validated accuracy of a linear classifier on each of L layers.
 
     Attributes:
-        layers: the L layers.
+        layers: the L layers, and behind them "SIFT" where it was asked for.
         accuracy: (L, folds) float64, share of right answers on each held-out fold.
         features: how many numbers of each layer the classifier saw per image.
         grids: (rows, columns) that each layer's maps were averaged to.
@@ -108,6 +113,7 @@ def probe(
     folds: int = 5,
     most: int = 1024,
     strength: float = 1.0,
+    sift: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
     preprocess: object = None,
@@ -139,7 +145,10 @@ def probe(
         folds: Parts of the cross-validation.
         most: Features per layer.
         strength: scikit-learn's C; smaller regularizes more.
-        seed: Of the division into folds.
+        sift: Add one row of what images were classified by before: scikit-image's SIFT descriptors of keypoints, reduced
+            to 64 principal components, as one Fisher vector over 16 Gaussians per image (2,064 numbers, of power 0.5 and
+            length 1). Components and Gaussians are learnt from the training folds alone.
+        seed: Of the division into folds, and of `sift`.
         batch_size: Images per forward pass; None: what a `DataLoader` says, else 64, or fewer where a CPU is faster so.
         preprocess: See `project`.
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
@@ -154,11 +163,13 @@ def probe(
     Raises:
         OptionError: Labels that do not fit, or fewer images of a class than folds.
         ModelError: scikit-learn is not installed: `pip install "deconvviz[studies]"`.
-        LayerError, ImageError: As their names say.
+        LayerError, ImageError: As their names say; with `sift`, fewer than 64 keypoints in all.
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", section 5.2 and Table 7.
+        For `sift`: Perronnin, Sánchez & Mensink, "Improving the Fisher Kernel for Large-Scale Image Classification",
+        ECCV 2010, which the AlexNet paper compares itself with in Table 1.
     """
-    _need_sklearn()
+    need_sklearn("probe")
     folds, most = whole(folds, "folds", 2), whole(most, "most", 1)
     if not strength > 0:
         raise OptionError(f"strength={strength!r}: expected a number above 0.")
@@ -168,9 +179,11 @@ def probe(
     _counted(texts, folds)
     tape, rows = first_pass(model, opened, on_error, layers)
     features = Features(tuple(choose(rows, layers)), most)
+    keypoints = Descriptors(images_of(tape), opened.invert) if sift else None
+    measured: list[Accumulator] = [features] if keypoints is None else [features, keypoints]
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
     how = f"probe {texts} {folds} {strength} {seed}"
-    scan = Scan(model, opened, [features], tape, name="probe", measured_for=how, **options)
+    scan = Scan(model, opened, measured, tape, name="probe", measured_for=how, **options)
 
     def finish(progress: Progress) -> Probe:
         tables = progress.accumulators[0].result()
@@ -178,13 +191,16 @@ def probe(
         counts = _counted(seen, folds)
         classes = tuple(counts)
         answers = torch.tensor([classes.index(text) for text in seen])
-        scored = [_score(table, answers, folds, strength, seed) for table in tables]
+        readers = [_plain(table) for table in tables]
+        if sift:
+            readers.append(_fisher(progress.accumulators[1].result(), seed))
+        scored = [_score(row, answers, folds, strength, seed) for row in readers]
         accuracy, converged = (torch.stack(column) for column in zip(*scored, strict=True))
         return Probe(
-            tuple(title(layer) for layer in features.layers),
+            (*(title(layer) for layer in features.layers), *[TITLE] * sift),
             accuracy,
-            tuple(table.shape[1] for table in tables),
-            tuple(_grid(layer, most) for layer in features.layers),
+            (*(table.shape[1] for table in tables), *[SIZE] * sift),
+            (*(_grid(layer, most) for layer in features.layers), *[(1, 1)] * sift),
             converged,
             classes,
             len(seen),
@@ -205,13 +221,6 @@ def _counted(labels: list[str], folds: int) -> dict[str, int]:
             f"least 2 classes of at least {folds} images, one for each fold."
         )
     return counts
-
-
-def _need_sklearn() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ModelError('probe needs scikit-learn. Install it: pip install "deconvviz[studies]".') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,17 +298,30 @@ def _grid(layer: Layer, most: int) -> tuple[int, int]:
     return best
 
 
-def _score(table: Tensor, answers: Tensor, folds: int, strength: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the accuracy on each held-out fold, and whether the fit to the others converged."""
+def _plain(table: Tensor) -> _Rows:
+    x = table.double().numpy()
+    return lambda train: x
+
+
+def _fisher(tables: list[Tensor], seed: int) -> _Rows:
+    return lambda train: Vocabulary([tables[i] for i in train], seed).encode(tables).numpy()
+
+
+def _score(rows: _Rows, answers: Tensor, folds: int, strength: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the accuracy on each held-out fold, and whether the fit to the others converged.
+
+    `rows` gives the images' features, given the numbers of the images that may be learnt from.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, y = table.double().numpy(), answers.numpy()
+    y = answers.numpy()
     accuracy, converged = [], []
-    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y):
+        x = rows(train)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

@@ -65,6 +65,8 @@ def record(
     recorder = _Recorder(until, keep, saver, gradient)
     source = images.clone()  # a model may change its input in place; the caller's images stay as they are
     recorder.bind(source)
+    if until == 0:  # the images themselves
+        return recorder.tape
     with recorder.paths(network), contextlib.suppress(Stop):
         try:
             with (

@@ -7,9 +7,7 @@ import transformers
 import deconvviz
 
 # from_pretrained("microsoft/resnet-50") gives a trained one, and its processor.
-config = transformers.ResNetConfig(
-    embedding_size=8, hidden_sizes=[8, 8, 12, 12], depths=[1, 1, 1, 1], layer_type="basic"
-)
+config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 12, 12], depths=[1] * 4, layer_type="basic")
 model = transformers.ResNetForImageClassification(config).eval()
 processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0)
 pictures = list(np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8))

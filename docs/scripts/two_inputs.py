@@ -6,14 +6,11 @@ import deconvviz
 
 
 class Beside(torch.nn.Module):
-    """Images, and two numbers for each."""
-
     def __init__(self):
         super().__init__()
         self.maps, self.numbers, self.head = torch.nn.Conv2d(3, 6, 5), torch.nn.Linear(2, 6), torch.nn.Linear(12, 4)
 
     def forward(self, images, age):
-        """Return four scores."""
         return {"scores": self.head(torch.cat([self.maps(images).relu().mean((2, 3)), self.numbers(age)], 1))}
 
 
