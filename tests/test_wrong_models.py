@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import deconvviz
-from deconvviz.errors import ForwardError, LayerError, ModelError
+from deconvviz.errors import DeconvvizError, ForwardError, LayerError, ModelError
 
 IMAGES = torch.randn(4, 3, 16, 16)
 CALLS = {
@@ -80,3 +80,45 @@ def test_a_model_of_two_inputs_is_told_what_to_do(call):
 def test_a_way_that_cannot_be_seen_is_named(way, call):
     with pytest.raises(LayerError, match=r"module 'b' did not run, or returned nothing that depends on the images"):
         call(Through(way))
+
+
+class Transformed(nn.Module):
+    """A branch inside a transform of torch.func, beside a plain one."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.a, self.b, self.alone = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), alone
+
+    def forward(self, x):
+        y = self.a(x)
+        z = torch.func.vmap(lambda one: one / one.norm())(y)
+        return self.b(z if self.alone else y + z).mean((2, 3))
+
+
+@pytest.mark.parametrize("rule", ["deconvnet", "backprop"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_transforms_of_torch_func_are_named(alone, rule):
+    torch.manual_seed(0)
+    model = Transformed(alone).eval()
+    for call in (
+        lambda: deconvviz.deconv(model, IMAGES, layer="b", unit=0, rule=rule),
+        lambda: deconvviz.project(model, IMAGES, layer="b", units=[0], k=1, rule=rule, progress=False),
+    ):
+        with pytest.raises(DeconvvizError, match=r"torch\.func \(vmap, grad"):
+            call()
+    assert deconvviz.deconv(model, IMAGES, layer="a", unit=0, rule=rule).any()
+
+
+def test_occlusion_of_a_transform_is_right_or_names_it():
+    torch.manual_seed(0)
+    with pytest.raises(
+        ModelError, match=r"torch\.func \(vmap, grad …\) around torch\.Tensor\.norm in the model itself"
+    ):
+        deconvviz.occlude(Transformed(True).eval(), IMAGES[:1], size=6, target=1, progress=False)
+    model = Transformed(False).double().eval()
+    result = deconvviz.occlude(model, IMAGES[:1].double(), size=6, stride=5, target=1, progress=False)
+    for row, top in enumerate(result.rows.tolist()):
+        for col, left in enumerate(result.cols.tolist()):
+            image = result.image.clone()
+            image[:, top : top + 6, left : left + 6] = result.fill[:, top : top + 6, left : left + 6]
+            assert abs(model(image[None].double())[0, 1] - result.logit[row, col]) < 1e-12

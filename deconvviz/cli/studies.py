@@ -170,7 +170,7 @@ COMMANDS = (
             Option(
                 "--scale", "what shares one scale", argument=None, default="all", more={"choices": ("all", "filter")}
             ),
-            *(out("filters.png"), *NUMBERS),
+            *(ON_ERROR, out("filters.png"), *NUMBERS),
         ),
         "deconvviz filters zfnet64 --compare alexnet64",
         _filters,

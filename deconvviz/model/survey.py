@@ -129,7 +129,8 @@ def check_seen(tape: Tape, wanted: Layers) -> None:
         if isinstance(name, str) and name.removeprefix("module.") in tape.silent:
             raise LayerError(
                 f"module {name!r} did not run, or returned nothing that depends on the images as far as can be seen: "
-                "NumPy (.numpy()), .item() and other libraries cut the connection. Choose a layer before that."
+                "NumPy (.numpy()), .item(), torch.func (vmap, grad) and other libraries cut the connection. Choose a layer "
+                "before that."
             )
 
 

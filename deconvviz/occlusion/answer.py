@@ -32,7 +32,7 @@ def recorded_answer(tape: Tape, layer: Layer | None) -> Answer:
     if tape.output is None:
         hint = ASK
         if tape.reads:
-            hint = f"{tape.reads[0].where} takes the values out of torch, where they cannot be followed."
+            hint = f"{tape.reads[0].where} takes the values where they cannot be followed."
         raise ModelError(
             f"the model's output is {tape.returned}, not a tensor that can be followed, (N, classes). {hint}"
         )

@@ -25,6 +25,11 @@ def carry(
     The signal stays on windows, one position's receptive field, as long as the rules can and it pays. `watch` is called
     after each operation, with all signals on their way.
     """
+    if tape.hidden:
+        raise UnsupportedOp(
+            f"{tape.hidden[0].where} cannot be followed: part of the signal would be lost. Choose a layer before it, or "
+            "write the model without it."
+        )
     walk = Walk(tape, items, rectifier)
     signals: dict[int, Signal] = {rules.entry(tape, layer.value, rectifier): start}
     ended: list[Op] = []

@@ -15,7 +15,7 @@ from ..guard import check_weights, placement, untouched
 from ..images import Images
 from ..images.preprocess import input_size
 from ..results.base import Result
-from ..results.text import amount, as_text
+from ..results.text import amount, as_text, skipped_lines
 from ..rules.kinds import BEFORE_THE_FIRST_CONV
 from ..rules.table import kind_of
 from ..tape.arguments import bound
@@ -56,6 +56,7 @@ class Filters(Result):
         aliasing: (A,) the share of the energy of a layer-2 unit's projections at those same frequencies. What
             layer 2 wants to see there is either folded already or the grid of the stride: the pattern in the paper's
             Fig. 6 (d). All of a unit's projections together, their means left out.
+        skipped: (image id, reason) of the images that could not be read, with `on_error="skip"`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Filters(Result):
     folded: Tensor
     aliasing_units: Tensor
     aliasing: Tensor
+    skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "filters"
 
     @property
@@ -143,7 +145,8 @@ class Filters(Result):
 
     def table(self) -> str:
         """Return the figures of `summary`, one a line."""
-        return "\n".join(f"{name}: {value:.4g}" for name, value in self.summary().items())
+        lines = [f"{name}: {value:.4g}" for name, value in self.summary().items()]
+        return "\n".join([*lines, *skipped_lines(self.skipped)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -212,6 +215,7 @@ def filters(
     band: tuple[float, float] | None = None,
     preprocess: object = None,
     call: Call | None = None,
+    on_error: str = "raise",
     progress: bool = True,
 ) -> Filters:
     """Look at a network's first-layer filters: which are dead, dominant, duplicates, extreme or aliased.
@@ -235,6 +239,7 @@ def filters(
             sizes against the same limits; None: see `Filters.band`.
         preprocess: See `project`.
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Show a bar.
 
     Returns:
@@ -252,12 +257,12 @@ def filters(
     band = band or _spectrum.usual_band(max(weights.shape[2:]))
     if not 0 < band[0] <= band[1] <= 1:
         raise OptionError(f"band={band}: expected (lowest, highest) in cycles per pixel, above 0, at most 1.")
-    found, shares = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    looked_at: dict[str, Any] = {"aliasing_units": torch.zeros(0, dtype=torch.int64)}
+    looked_at["aliasing"] = torch.zeros(0, dtype=torch.float64)
     if aliasing or (aliasing is None and images is not None):
-        found, shares = _aliasing(model, images, units, stride, preprocess, progress)
-    return Filters(
-        name, weights, stride, **_spectrum.scores(weights, stride, band), aliasing_units=found, aliasing=shares
-    )
+        options = {"units": units, "preprocess": preprocess, "on_error": on_error, "progress": progress}
+        looked_at = _aliasing(model, images, stride, options)
+    return Filters(name, weights, stride, **_spectrum.scores(weights, stride, band), **looked_at)
 
 
 def compare_filters(models: Mapping[str, nn.Module], images: Images = None, **options: Any) -> FilterComparison:
@@ -319,12 +324,11 @@ def _reads_images(op: Op, tape: Tape) -> bool:
     return True
 
 
-def _aliasing(
-    model: nn.Module, images: Images, units: Any, stride: tuple[int, int], preprocess: Any, progress: bool
-) -> tuple[Tensor, Tensor]:
+def _aliasing(model: nn.Module, images: Images, stride: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
     from ..projection.project import project
 
-    result = project(model, images, layer=2, units=units, preprocess=preprocess, progress=progress)
+    result = project(model, images, layer=2, **options)
     powers = [_spectrum.folded(unit, stride) for unit in result.projections]  # of K projections each
     beyond, whole = (torch.stack([x.sum() for x in part]) for part in zip(*powers, strict=True))
-    return result.units, _spectrum.ratio(beyond, whole)
+    shares = _spectrum.ratio(beyond, whole)
+    return {"aliasing_units": result.units, "aliasing": shares, "skipped": result.skipped}

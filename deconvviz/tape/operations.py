@@ -96,7 +96,7 @@ class Tape:
     nothing that depends on the images. `returned` says in words what the
     network returned. `axes` maps values to their dimension of images, once it was worked out. `reads`
     are the calls that took numbers out of tensors, such as `item()` or an `if`: what the model did with these numbers
-    is not seen.
+    is not seen. `hidden` are those inside a transform of torch.func, where what they do to the images is not seen either.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -108,6 +108,7 @@ class Tape:
     output: int | None = None
     returned: str = "a tensor"
     reads: list[Op] = field(default_factory=list)
+    hidden: list[Op] = field(default_factory=list)
 
     def producer(self) -> dict[int, Op]:
         """Map each value to the operation that made it."""

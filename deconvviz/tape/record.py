@@ -215,6 +215,11 @@ class _Recorder(TorchFunctionMode):
         if name == "torch._C._set_grad_enabled":
             self._on = bool(args[0])
         if not tensors or _value_free(name, args, tensors):
+            if torch._C._functorch.peek_interpreter_stack() is not None and not self.tape.hidden:
+                # Inside vmap, grad and the like tensors are others, of another shape.
+                op = Op(f"torch.func (vmap, grad …) around {name}", func, self._path[-1], (), {}, ())
+                self.tape.hidden.append(op)
+                self.tape.reads.append(op)
             return func(*args, **kwargs)
         if name == "torch.Tensor.data.__get__":
             func = torch.Tensor.detach  # the same tensor, but changes through it can be noticed

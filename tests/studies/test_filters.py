@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import reference_studies as slow
 import torch
+from PIL import Image
 from torch import nn
 
-from deconvviz.errors import LayerError, ModelError, OptionError
+from deconvviz import zoo
+from deconvviz.errors import ImageError, LayerError, ModelError, OptionError
 from deconvviz.studies import spectrum as _spectrum
 from deconvviz.studies.filters import Filters, compare_filters, filters
 
@@ -317,3 +320,20 @@ def test_a_call_says_how_the_network_is_called():
     assert compare_filters({"one": model}, call=call)["one"].name == "body.0"
     with pytest.raises(OptionError, match="call="):
         filters(model, call="gain")
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_listed(tmp_path):
+    model = zoo.create("zfnet64")
+    for number in range(3):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+    expected = filters(model, str(tmp_path), units=[0, 1], progress=False)
+    (tmp_path / "0a.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError):
+        filters(model, str(tmp_path), units=[0, 1], progress=False)
+    found = filters(model, str(tmp_path), units=[0, 1], on_error="skip", progress=False)
+    assert torch.equal(found.aliasing, expected.aliasing) and expected.skipped == ()
+    assert [number for number, _ in found.skipped] == [1] and "skipped image 1" in found.table()
+    found.save(tmp_path / "found")
+    assert Filters.load(tmp_path / "found").skipped == found.skipped
