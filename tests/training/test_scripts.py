@@ -100,3 +100,17 @@ def test_every_ingredient_builds_and_has_a_recipe(script):
             deconvviz.zoo.create("alexnet64", dropout=recipe.dropout, **one.options)
         assert (recipe.epochs, recipe.batch_size) == (3, 16)
         assert all(getattr(recipe, name) == value for name, value in one.recipe.items())
+
+
+def test_a_part_of_the_images_is_linked_and_no_picture_is_in_both_halves(script, data, tmp_path):
+    ingredients = script("benchmarks", "ingredients")
+    options = argparse.Namespace(data=data, out=tmp_path, classes=1, images=2, held=3)
+    for _ in range(2):  # the second time all is there
+        folder = ingredients.lay_out(options)
+    names = {part: sorted(path.name for path in (folder / part / "dark").iterdir()) for part in ("train", "val")}
+    assert names == {"train": ["0.png", "2.png"], "val": ["10.png", "4.png", "8.png"]}
+    assert not (folder / "train" / "light").exists()
+    assert all(path.samefile(data / "train" / "dark" / path.name) for path in (folder / "train" / "dark").iterdir())
+    assert "its first 1 classes with 2 training and 3 validation images of each" in ingredients.part_of(options)
+    whole = argparse.Namespace(data=data, out=tmp_path, classes=None, images=None, held=None)
+    assert ingredients.lay_out(whole) == data and ingredients.part_of(whole) == ""
