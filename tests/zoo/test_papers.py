@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_networks import SMALL
 from torch import nn
 
 import deconvviz
@@ -38,49 +39,6 @@ PARAMETERS = {
     "wide-resnet-28-10": 36_479_194,
     "zfnet": 62_357_608,
     "zfnet-wide": 107_627_624,
-}
-# (options, side of the input): the same layers, small enough to run here.
-SMALL = {
-    "bn-inception": ({}, 64),
-    "fast-rcnn-vgg": ({"hidden": 16}, 64),
-    "fast-rcnn-zf": ({"hidden": 16}, 64),
-    "faster-rcnn-vgg": ({"hidden": 16}, 64),
-    "faster-rcnn-zf": ({"hidden": 16}, 64),
-    "fractalnet-20": ({"maps": (8, 8, 16, 16, 16), "drop_path": 0.0}, 32),
-    "inception-resnet-v1": ({"blocks": (1, 1, 1)}, 79),
-    "inception-resnet-v2": ({}, 79),
-    "inception-v4": ({}, 79),
-    "alexnet": ({"hidden": 16}, 227),
-    "densenet-121": ({}, 64),
-    "googlenet": ({}, 224),
-    "imagenet-plain-18": ({}, 64),
-    "imagenet-plain-34": ({}, 64),
-    "imagenet-resnet-101": ({}, 64),
-    "imagenet-resnet-152": ({}, 64),
-    "imagenet-resnet-18": ({}, 64),
-    "imagenet-resnet-34": ({}, 64),
-    "imagenet-resnet-50": ({}, 64),
-    "inception-v3": ({"head": False}, 96),
-    "lenet-1": ({}, 28),
-    "lenet-5": ({}, 32),
-    "nin": ({}, 67),
-    "nin-cifar": ({}, 32),
-    "overfeat-accurate": ({"hidden": (16, 16)}, 221),
-    "overfeat-fast": ({"hidden": (16, 16)}, 231),
-    "resnext-50": ({}, 64),
-    "squeezenet-1.0": ({"bypass": True}, 227),
-    "sppnet": ({"hidden": 16}, 224),
-    "squeezenet-1.1": ({}, 227),
-    "stochastic-depth-110": ({"layers": 14, "last": 1.0}, 32),
-    "vgg-a": ({"size": 32, "hidden": 16}, 32),
-    "vgg-a-lrn": ({"size": 32, "hidden": 16}, 32),
-    "vgg-b": ({"size": 32, "hidden": 16}, 32),
-    "vgg-c": ({"size": 32, "hidden": 16}, 32),
-    "vgg-d": ({"size": 32, "hidden": 16}, 32),
-    "vgg-e": ({"size": 32, "hidden": 16}, 32),
-    "wide-resnet-28-10": ({"depth": 10, "widen": 2}, 32),
-    "zfnet": ({"hidden": 16}, 224),
-    "zfnet-wide": ({"hidden": 16}, 224),
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_papers import SMALL
+from small_networks import SMALL
 
 import deconvviz
 from deconvviz import zoo
@@ -16,7 +16,7 @@ from deconvviz.training.train import train
 OWN = {"efficientnet-lite0": ({}, 64), "zfnet64": ({}, 64), "alexnet64": ({}, 64)}
 CIFAR = {name: ({}, 32) for name in zoo.names() if name not in SMALL and name not in OWN}
 EVERY = {**SMALL, **OWN, **CIFAR}
-QUICK = ("lenet-5", "nin-cifar", "resnet-8", "vgg-a", "fractalnet-20")  # the others are the whole's
+QUICK = ("lenet-5", "nin-cifar")  # the others are the whole's
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in EVERY])
