@@ -118,7 +118,7 @@ def _undo(saved: _Buffers) -> None:
         if any(module._buffers.get(name) is not (entry and entry[0]) for name, entry in buffers.items()):
             module._buffers.update({name: entry and entry[0] for name, entry in buffers.items()})
     # What is on the meta device has no numbers to compare.
-    kept = [entry for _, buffers in saved for entry in buffers.values() if entry and not entry[0].is_meta]
+    kept = [entry for _, buffers in saved for entry in buffers.values() if entry and entry[0].device.type != "meta"]
     # A batch norm in training mode writes its statistics without counting it as a change.
     same = [_version(buffer) == version and buffer.shape == copy.shape for buffer, version, copy in kept]
     told = iter(_told([(buffer == copy).all() for (buffer, _, copy), s in zip(kept, same, strict=True) if s]))
@@ -180,7 +180,7 @@ def check_weights(model: nn.Module) -> None:
     named = (*model.named_parameters(), *model.named_buffers())
     # Observers begin with ranges from infinity to minus infinity.
     tensors = {n: t.detach() for n, t in named if not watching or not n.startswith(watching)}
-    if hollow := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+    if hollow := next((name for name, tensor in tensors.items() if tensor.device.type == "meta"), None):
         raise ModelError(
             f"{hollow!r} is on the meta device: it has a shape and no numbers. Give it some: model.to_empty(device='cpu') "
             "and load_state_dict."

@@ -22,7 +22,8 @@ TRIALS = 3  # more passes of a model that draws random numbers
 def agree(found: Answer, expected: Answer, usual: Answer, dtype: torch.dtype | None = None) -> bool:
     """Whether two answers are the same up to rounding; `usual` is the one for the unoccluded image."""
     pairs = [(found.output, expected.output, usual.output), (found.response, expected.response, usual.response)]
-    return all(close(a, b, c, dtype) for a, b, c in pairs if a is not None and b is not None and c is not None)
+    there = [(a, b, c) for a, b, c in pairs if a is not None and b is not None and c is not None]
+    return all(a.shape == b.shape and close(a, b, c, dtype) for a, b, c in there)
 
 
 def close(

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import UnsupportedOp
 from ..tape.arguments import Pair, bound, constant_factor
 from ..tape.operations import Op
+from .batch import mixed_values
 from .signals import Grid, Signal, Signals, Walk, present
 
 
@@ -173,6 +175,8 @@ def gate(op: Op, signals: Signals, walk: Walk) -> Signals:
     """Multiply by the gate, which is a constant; nothing goes into the gate's own branch."""
     (signal,) = present(signals)
     assert op.saved.gate is not None and op.saved.gate_slot is not None
+    if op.inputs[op.saved.gate_slot] in mixed_values(walk.tape):
+        raise UnsupportedOp(f"the gate of {op.where} mixes the images of a batch; give one at a time, to deconv.")
     through: Signals = [None, None]
     through[1 - op.saved.gate_slot] = replace(signal, data=signal.data * walk.items.part(op.saved.gate, signal))
     return through

@@ -23,6 +23,20 @@ def batch_axes(tape: Tape) -> dict[int, int | None]:
     return tape.axes
 
 
+def mixed_values(tape: Tape) -> set[int]:
+    """Return the values that hold something of all images of a batch, or of one for all: what takes that dimension away."""
+    if tape.mixed is None:
+        axes, mixed = batch_axes(tape), set[int]()
+        for op in tape.ops:
+            apart = tape.shapes[op.inputs[0]]
+            one_for_all = (apart[1:], torch.Size((1, *apart[1:])))
+            taken = axes[op.inputs[0]] == 0 and apart[0] > 1 and any(tape.shapes[v] in one_for_all for v in op.outputs)
+            if taken or not mixed.isdisjoint(op.inputs):
+                mixed.update(op.outputs)
+        tape.mixed = mixed
+    return tape.mixed
+
+
 def _followed(op: Op, axes: list[int | None], value: int, tape: Tape) -> int | None:
     axis, ins, out = axes[0], tape.shapes[op.inputs[0]], tape.shapes[value]
     if axis is None or any(a != axis for a in axes):

@@ -93,10 +93,10 @@ class Tape:
 
     `shapes[value]` and `kept[value]` describe and hold tensors by number; value 0 is the images. `calls` maps
     ("module path", nth call) to the value that the module returned; `silent` are the paths of modules that returned
-    nothing that depends on the images. `returned` says in words what the
-    network returned. `axes` maps values to their dimension of images, once it was worked out. `reads`
-    are the calls that took numbers out of tensors, such as `item()` or an `if`: what the model did with these numbers
-    is not seen. `hidden` are those inside a transform of torch.func, where what they do to the images is not seen either.
+    nothing that depends on the images. `returned` says in words what the network returned. `axes` maps values to their
+    dimension of images, once it was worked out; `mixed` are the values of all images together. `reads` are the calls
+    that took numbers out of tensors, such as `item()` or an `if`: what the model did with these numbers is not seen.
+    `hidden` are those inside a transform of torch.func, where what they do to the images is not seen either.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -105,6 +105,7 @@ class Tape:
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     axes: dict[int, int | None] = field(default_factory=dict)
+    mixed: set[int] | None = None
     output: int | None = None
     returned: str = "a tensor"
     reads: list[Op] = field(default_factory=list)

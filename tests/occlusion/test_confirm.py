@@ -291,3 +291,28 @@ def test_a_target_may_be_any_whole_number():
     assert occlude(network, image, size=np.int64(6), layer=np.int64(3), target=(3, np.int64(1))).number == 3
     with pytest.raises(DeconvvizError, match=r"target=tensor\(1\.\) has no meaning here"):
         occlude(network, image, size=6, target=torch.tensor(1.0))
+
+
+class FilteredByItself(nn.Module):
+    """Filters taken from the image, the images of a batch side by side as groups: as dynamic convolutions are written."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.make, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 36), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        groups = len(y) * 4
+        filters = self.make(y.mean((2, 3))).view(groups, 1, 3, 3)
+        z = nn.functional.conv2d(y.reshape(1, groups, *y.shape[2:]), filters, padding=1, groups=groups)
+        return self.head(z.view_as(y).relu().mean((2, 3)))
+
+
+def test_filters_that_are_taken_from_the_image_are_right():
+    model = FilteredByItself().double().eval()
+    image = torch.randn(1, 3, 9, 10, dtype=torch.float64)
+    result = occlude(model, image, size=3, stride=3, target=[0, 1, 2])
+    with torch.no_grad():
+        rows = one_by_one(model, result).permute(2, 0, 1)
+    assert (result.logit - rows).abs().max() < 1e-12

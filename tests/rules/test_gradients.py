@@ -473,3 +473,22 @@ def test_custom_functions_of_other_threads_run_as_ever():
         done.set()
         thread.join()
     assert seen and all(seen)
+
+
+MIXING = {
+    "maximum": lambda y: y / (1 + y.amax(0, keepdim=True)),
+    "mean": lambda y: y * torch.sigmoid(y.mean(0, keepdim=True)),
+    "mean, expanded": lambda y: y * torch.sigmoid(y.mean(0).expand_as(y)),
+    "the first image": lambda y: y * torch.sigmoid(y[:1]),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_gates_of_a_whole_batch_are_refused(name: str):
+    model, images = net(MIXING[name]), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(UnsupportedOp, match="mixes the images of a batch"):
+        deconvviz.deconv(model, images, layer="last", unit=1)
+    with pytest.raises(UnsupportedOp, match="mixes the images of a batch"):
+        deconvviz.project(model, images, layer="last", units=[1], k=2, progress=False)
+    if name != "maximum":  # of one image it is as large as the map, so it is no statistic
+        assert deconvviz.deconv(model, images[:1], layer="last", unit=1).any()  # alone there is nothing to mix
