@@ -309,7 +309,7 @@ COMMANDS = (
             Option("--position", "row,col in the layer's map; default: each region's strongest", type=position),
             Option("--overlap", "from which the weaker of two regions is left out", default=0.3, type=float),
             Option("--context", "pixels of the input around a region; default: 16 of 227", type=int),
-            *(BATCH_SIZE, out("regions.png"), *NUMBERS),
+            *(BATCH_SIZE, ON_ERROR, out("regions.png"), *NUMBERS),
         ),
         "deconvviz top-regions squeezenet-1.1 --layer 5 --units 0-7",
     ),

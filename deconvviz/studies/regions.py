@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..calls import Call, called
 from ..checks import at_once, whole, wholes
 from ..devices import Portions
-from ..errors import ImageError, OptionError, UnitError
+from ..errors import ImageError, OptionError, UnitError, UnreadableImage
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images, preprocess_for
 from ..images.preprocess import input_size
@@ -23,7 +23,7 @@ from ..model.features import Reader
 from ..model.survey import survey
 from ..model.table import find_all
 from ..results.base import Result
-from ..results.text import amount, as_text, layer_name
+from ..results.text import amount, as_text, layer_name, skipped_lines
 
 _CONTEXT = 16 / 227  # R-CNN's pixels around a region, of its input's side
 _SIDES = (1.0, 0.7, 0.5, 0.35)  # of the windows, as parts of the image's shorter side
@@ -45,6 +45,7 @@ class TopRegions(Result):
         fields: (U, k, 4) int64, the part of the patch that the response depends on.
         names: of all images.
         count: how many regions were seen.
+        skipped: (image id, reason) of the images that could not be read, with `on_error="skip"`.
     """
 
     layer: str
@@ -57,6 +58,7 @@ class TopRegions(Result):
     fields: Tensor
     names: tuple[str, ...]
     count: int
+    skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "regions"
 
     def describe(self) -> str:
@@ -71,7 +73,8 @@ class TopRegions(Result):
             if ids[0] >= 0:
                 box = ", ".join(map(str, boxes[0].tolist()))
                 lines.append((str(int(unit)), f"{float(values[0]):.4g}", self.names[int(ids[0])], box))
-        return "\n".join([self.describe(), as_text(("unit", "response", "image", "top, left, bottom, right"), lines)])
+        head = "unit", "response", "image", "top, left, bottom, right"
+        return "\n".join([self.describe(), as_text(head, lines), *skipped_lines(self.skipped)])
 
 
 def top_regions(
@@ -87,6 +90,7 @@ def top_regions(
     context: int | None = None,
     batch_size: int | None = None,
     preprocess: object = None,
+    on_error: str = "raise",
     progress: bool = True,
     call: Call | None = None,
 ) -> TopRegions:
@@ -118,6 +122,7 @@ def top_regions(
         context: Pixels of the network's input around a region; None: R-CNN's 16 of 227, in proportion.
         batch_size: Regions per forward pass; None: what a `DataLoader` says, else 64.
         preprocess: How a picture becomes the model's input, where the model does not say.
+        on_error: "raise" at an image that cannot be read, or "skip" it; the result lists it.
         progress: Show a bar.
         call: How the model is called with a batch of images, where that is not `model(images)`: lambda model, images: …
 
@@ -133,6 +138,8 @@ def top_regions(
     """
     model = called(model, call)
     k = whole(k, "k", 1)
+    if on_error not in ("raise", "skip"):
+        raise OptionError(f"on_error={on_error!r} has no meaning here. Give 'raise' or 'skip'.")
     if not 0 <= overlap <= 1:
         raise OptionError(f"overlap={overlap!r}: expected a share from 0 to 1.")
     opened = _open(model, images, preprocess)
@@ -151,10 +158,19 @@ def top_regions(
         place = None if position is None else _position(position, row.height, row.width)
         most = at_once(batch_size, opened.batch_size)
         search = _Search(Reader(network, opened, [row]), chosen, place, k, float(overlap), most)
+        skipped: list[tuple[int, str]] = []
         for number in tqdm(range(len(opened)), unit=" images", desc="top regions", disable=not progress):
-            image = opened.take([number])[0]
+            try:
+                image = opened.take([number])[0]
+            except UnreadableImage as error:
+                if on_error == "raise":
+                    raise
+                skipped.append((number, str(error)))
+                continue
             regions = _windows(*image.shape[1:]) if boxes is None else _checked(boxes[number], image, number)
             search.add(number, image, regions, size[1:], around)
+    if len(skipped) == len(opened):
+        raise ImageError(f"none of the {len(opened)} images can be read, the first is {opened.names[0]}.")
     patches, fields = search.patches(opened, size[1:], around, row)
     return TopRegions(
         row.name,
@@ -167,6 +183,7 @@ def top_regions(
         fields,
         tuple(opened.names),
         search.count,
+        tuple(skipped),
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import deconvviz
 from deconvviz.cli import main as cli
-from deconvviz.errors import OptionError, UnitError
+from deconvviz.errors import ImageError, OptionError, UnitError
 from deconvviz.images import Preprocess
 from deconvviz.studies.regions import warped
 
@@ -129,6 +129,25 @@ def test_pictures_are_looked_at_in_their_own_resolution(tmp_path):
     assert set(list(own)[1:]) == set(list(draw_options)[1:])
 
 
+def test_what_cannot_be_read_is_passed_over_and_named(tmp_path):
+    for i in range(3):
+        noise((50, 40), 60, i).convert("RGB").save(tmp_path / f"{i}.png")
+    given = {"layer": 2, "units": [0, 1], "k": 4, "preprocess": HOW, **QUIET}
+    whole = deconvviz.top_regions(net(), [tmp_path / "0.png", tmp_path / "2.png"], **given)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r'cannot read the image .*1\.png.*on_error="skip"'):
+        deconvviz.top_regions(net(), tmp_path, **given)
+    found = deconvviz.top_regions(net(), tmp_path, on_error="skip", **given)
+    assert [i for i, _ in found.skipped] == [1] and "skipped image 1: cannot read" in found.table()
+    assert torch.equal(found.values, whole.values) and torch.equal(found.image_ids, 2 * whole.image_ids)
+    found.save(tmp_path / "regions.safetensors")
+    assert deconvviz.TopRegions.load(tmp_path / "regions.safetensors") == found
+    for i in (0, 2):
+        (tmp_path / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="none of the 3 images can be read"):
+        deconvviz.top_regions(net(), tmp_path, on_error="skip", **given)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -140,6 +159,7 @@ def test_pictures_are_looked_at_in_their_own_resolution(tmp_path):
         ({"k": 0}, OptionError, "k=0"),
         ({"position": (9, 0)}, UnitError, "within a map of 3×3"),
         ({"units": [99]}, UnitError, "unit 99"),
+        ({"on_error": "hide"}, OptionError, "on_error='hide'"),
     ],
 )
 def test_what_has_no_meaning_is_refused(options, error, text):
