@@ -46,13 +46,14 @@ class Team:
         rank: this process's number; rank 0 shows the progress and writes the files.
         size: how many there are.
         local: this process's number among those of its machine.
-        groups: two groups of gloo over all of them: one that waits `ANSWER`, and a patient one.
+        groups: two groups of gloo over all of them: one that waits `ANSWER`, and a patient one; none any more when this
+            process has left, whoever still holds the team: a connection is closed with the last that holds it.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    groups: tuple[Any, ...] = ()
+    groups: list[Any] = dataclasses.field(default_factory=list, compare=False)
 
     def exchange(self, value: Any = None) -> list[Any]:
         """Return what each rank gave, in their order; a rank that failed meanwhile ends all of them."""
@@ -345,7 +346,7 @@ def _connect() -> Team:
     """Make the groups of gloo over all processes, each once for a process group."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
     waits = (datetime.timedelta(seconds=seconds) for seconds in (ANSWER, _PATIENT))
-    groups = tuple(distributed.new_group(timeout=wait, backend="gloo") for wait in waits)
+    groups = [distributed.new_group(timeout=wait, backend="gloo") for wait in waits]
     found = Team(rank, size, 0, groups)
     hosts = found.exchange(socket.gethostname())
     found = dataclasses.replace(found, local=hosts[:rank].count(hosts[rank]))
@@ -356,9 +357,9 @@ def _connect() -> Team:
 def _leave() -> None:
     """Close the connections, so that the others do not wait; the next call makes new ones."""
     for old in _known:
-        for group in old.groups:
+        while old.groups:
             with contextlib.suppress(Exception):
-                distributed.destroy_process_group(group)
+                distributed.destroy_process_group(old.groups.pop())
     _known.clear()
     _of.clear()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -305,7 +306,9 @@ def rules(text: str) -> str | tuple[str, ...]:
     named = tuple(text.split(","))
     unknown = [name for name in named if name not in RULES]
     if unknown or len({*named}) < len(named):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(RULES)}, or several with commas")
+        close = [meant for name in unknown for meant in difflib.get_close_matches(name, RULES, 1)]
+        hint = f". Did you mean {close[0]}?" if close else ""
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(RULES)}, or several with commas{hint}")
     return named if len(named) > 1 else text
 
 

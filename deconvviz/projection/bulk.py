@@ -178,10 +178,11 @@ def fill(
                 items = Items(which - first, frames.positions.flatten(0, 1)[now])
                 start = begin(tape, layer, frames.values.flatten()[now], frames.item_units[now], items.positions)
                 signal = carry(tape, layer, start, items, saving.rectifier)
-                lost = _lost(tape, layer, start, items, signal, saving.rectifier, steps)
+                arrived = signal.data.cpu()  # the one wait
+                lost = _lost(tape, layer, start, items, arrived, saving.rectifier, steps)
                 zero = torch.zeros_like(which)
                 corners = (zero, zero) if signal.grid is None else items.corners(signal.grid)
-                found = signal.data.cpu(), torch.arange(len(now)), *corners
+                found = arrived, torch.arange(len(now)), *corners
                 left[chosen] = False
                 writes = [
                     partial(frames.put, place.arrays["projections"], rows, now, *found),
@@ -208,11 +209,11 @@ def _note(target: Tensor, rows: Tensor, numbers: Tensor) -> None:
 
 
 def _lost(
-    tape: Tape, layer: Layer, start: Signal, items: Items, end: Signal, rectifier: str, steps: Sequence[str]
+    tape: Tape, layer: Layer, start: Signal, items: Items, arrived: Tensor, rectifier: str, steps: Sequence[str]
 ) -> Tensor:
     """Return for each item 0 where its signal arrived, else where it was lost, as a place among `steps` from 1 on."""
     found = torch.zeros(len(items.images), dtype=torch.long)
-    gone = (~end.data.flatten(1).any(1)).cpu().nonzero().flatten()
+    gone = (~arrived.flatten(1).any(1)).nonzero().flatten()
     if len(gone):
         some = Items(items.images[gone], items.positions[gone])
         unit = None if start.unit is None else start.unit[sent(gone, start.unit.device)]

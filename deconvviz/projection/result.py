@@ -218,6 +218,8 @@ class Projections(UnitPatches, Result):
     def from_header(cls, facts: dict[str, Any], arrays: dict[str, Tensor]) -> Projections:
         """Take back what `header` returned."""
         others = facts.get("others", ())
+        if not isinstance(others, (list, tuple)) or not all(isinstance(rule, str) for rule in others):
+            raise ValueError(f"others are {others!r}, no names of rules")
         parts: list[dict[str, Any]] = [
             {name: arrays[key] for name in _OWN if (key := f"{BESIDE.format(number)}{name}") in arrays}
             for number in range(len(others))
