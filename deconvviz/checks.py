@@ -110,3 +110,9 @@ def find_device(name: str | torch.device) -> torch.device:
 def _kinds() -> list[str]:
     kinds = [kind for kind in ("cuda", "xpu", "mps") if (m := getattr(torch, kind, None)) and m.is_available()]
     return [*kinds, "cpu"]
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse an `on_error` that says neither to raise nor to skip."""
+    if on_error not in ("raise", "skip"):
+        raise OptionError(f"on_error={on_error!r} has no meaning here. Give 'raise' or 'skip'.")

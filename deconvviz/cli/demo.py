@@ -72,10 +72,8 @@ def run(
         The pages that were written.
     """
     check_writable(out)
-    try:
-        Path(out).mkdir(
-            parents=True, exist_ok=True
-        )  # before the work: not every folder that may be written to takes one
+    try:  # before the work: not every folder that may be written to takes one
+        Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error.strerror}. Give a path in a folder you may write to.") from error
     if network == "both":

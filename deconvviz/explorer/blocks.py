@@ -57,11 +57,16 @@ def telling(top: LayerTop, units: Sequence[int]) -> list[int]:
     return [units[place] for place in order if even[place] > 0][:TELLING]
 
 
+def first_units(count: int, opened_on: Sequence[int], shown: Sequence[int]) -> list[int]:
+    """Return so many units: those that the page opens on, then the strongest."""
+    return list(dict.fromkeys([*opened_on, *shown]))[:count]
+
+
 def measured_units(wanted: int | None, opened_on: Sequence[int], shown: Sequence[int], affordable: bool) -> list[int]:
     """Return the units whose evidence is measured: those that the page opens on, then the strongest."""
     if wanted is None:
         return list(opened_on) if affordable else []
-    return list(dict.fromkeys([*opened_on, *shown]))[: whole(wanted, "evidence", 0)]
+    return first_units(whole(wanted, "evidence", 0), opened_on, shown)
 
 
 def affordable(model: nn.Module, example: Tensor, layers: Sequence[Layer], k: int) -> bool:
@@ -129,11 +134,6 @@ def describe(found: Evidence) -> dict[str, Any]:
     }
     places = len(found.rows), len(found.cols)
     return {"units": units, "places": places, "down": down, "across": across, "size": found.size}
-
-
-def optimized_units(wanted: int | None, opened_on: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """Return the units that get optimized images: those that the page opens on, then the strongest."""
-    return list(dict.fromkeys([*opened_on, *shown]))[: wanted or 0]
 
 
 def seconds(model: nn.Module, layers: Sequence[Layer], counts: Sequence[int], **options: Any) -> float:

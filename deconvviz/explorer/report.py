@@ -181,7 +181,7 @@ def report(
             measured = blocks.measured_units(evidence, opened_on[number], shown[number], affordable)
             layer["highlights"] = opened_on[number]
             layer["evidence"] = how.measure(row, one, measured, unfinished, asked=evidence is not None)
-            chosen = blocks.optimized_units(pictured, opened_on[number], shown[number])
+            chosen = blocks.first_units(pictured, opened_on[number], shown[number])
             making = {"progress": progress, **optimizing}
             layer["optimized"] = blocks.optimize(model, number, row, one, chosen, unfinished, **making)
             drawn.append(layer)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import ranks
-from ..checks import at_once
+from ..checks import at_once, check_on_error
 from ..devices import lacks_memory, release
-from ..errors import ImageError, ModelError, OptionError
+from ..errors import ImageError, ModelError
 from ..guard import check_weights, hash_weights, placement, untouched, unwrapped
 from ..images import ImageSet
 from ..model.survey import check_seen, describe
@@ -43,7 +43,6 @@ _MOST_BATCH = 64
 # in 8s).
 _BUFFER_BYTES, _FEW, _LARGEST = 32 << 20, 16, 1 << 30
 _ROUNDING = 1000  # eps of the largest response: how far an image alone and in a batch may be apart
-_ON_ERROR = ("raise", "skip")
 
 _Found = TypeVar("_Found", bound=Stored)
 
@@ -366,8 +365,7 @@ def first_pass(
     model: nn.Module, images: ImageSet, on_error: str = "raise", wanted: Layers | None = None
 ) -> tuple[Tape, tuple[Layer, ...]]:
     """Record the first image's way through the model, and describe the layers there are; refuse unfit `wanted` ones."""
-    if on_error not in _ON_ERROR:
-        raise OptionError(f"on_error={on_error!r} has no meaning here. Give 'raise' or 'skip'.")
+    check_on_error(on_error)
     with untouched(model) as network:
         check_weights(network)
         tape = record(network, images.example(on_error).to(*placement(network)), saver=Saving())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calls import Call, called
-from ..checks import at_once, whole, wholes
+from ..checks import at_once, check_on_error, whole, wholes
 from ..devices import Portions, doubled
 from ..errors import ImageError, ModelError, OptionError
 from ..guard import check_weights, placement, untouched
@@ -179,8 +179,7 @@ def evaluate(
         raise OptionError(f"dense={dense!r}: expected None, 'mean' or 'max'.")
     if dense is not None and crops != 1:
         raise OptionError(f"crops={crops} and dense={dense!r} exclude each other: crops are cut, or there are none.")
-    if on_error not in ("raise", "skip"):
-        raise OptionError(f"on_error={on_error!r}: expected 'raise' or 'skip'.")
+    check_on_error(on_error)
     k = whole(k, "k", 1)
     sides = None if scales is None else wholes(scales, "scales")
     if sides == [] or (sides and min(sides) < 1):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..calls import Call, called
-from ..checks import at_once, whole, wholes
+from ..checks import at_once, check_on_error, whole, wholes
 from ..devices import Portions
 from ..errors import ImageError, OptionError, UnitError, UnreadableImage
 from ..guard import check_weights, placement, untouched
@@ -138,8 +138,7 @@ def top_regions(
     """
     model = called(model, call)
     k = whole(k, "k", 1)
-    if on_error not in ("raise", "skip"):
-        raise OptionError(f"on_error={on_error!r} has no meaning here. Give 'raise' or 'skip'.")
+    check_on_error(on_error)
     if not 0 <= overlap <= 1:
         raise OptionError(f"overlap={overlap!r}: expected a share from 0 to 1.")
     opened = _open(model, images, preprocess)
