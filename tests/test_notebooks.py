@@ -1,6 +1,6 @@
 """The notebooks as they are committed: pictures present, in order, light, free of this machine's traces.
 
-That they run, and without a warning, is another test: pytest executes each of them (see `testpaths`).
+That they run, and without a warning, `pytest notebooks` says, which executes each of them; `.ci/run` calls it.
 """
 
 from __future__ import annotations
