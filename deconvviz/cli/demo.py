@@ -29,7 +29,7 @@ TELLING = {
         5: (19, 33, 85, 112, 163, 185, 344, 354, 424),
     }
 }
-_MOST = {"squeezenet-1.1": 40}  # units of each layer in the explorer; of the others all
+_MOST = {"squeezenet-1.1": 24}  # units of each layer in the explorer; of the others all
 _KNOWN = ("coffee", "chelsea", "hopper", "astronaut")  # photos of things, of which the small networks know some
 _OCCLUDED = {"squeezenet-1.1": ("coffee", "koala", "lighthouse")}
 _CAPTIONS = {
@@ -65,7 +65,7 @@ def run(
         seed: Draws the units that are shown; None shows those of `TELLING` and else units spread evenly.
         images: Other images than the sample photos, as `project` takes them.
         weights: As `zoo.create` takes them.
-        most: How many of each layer's units the explorer holds, the strongest; None: all, of SqueezeNet 40.
+        most: How many of each layer's units the explorer holds, the strongest; None: all, of SqueezeNet 24.
         progress: Say on stderr what is being done.
 
     Returns:

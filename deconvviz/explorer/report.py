@@ -434,7 +434,5 @@ def _encoded(
     """Return the sprites of at most one row per rank: each draws its own; "" in place of a large one that is no larger."""
     team, mine = ranks.team(), None
     if team.rank < len(rows):
-        encoded, contrast = sprites.units(result, rows[team.rank], shape)
-        fine = "" if large.size == shape.size else sprites.fine(result, rows[team.rank], large)
-        mine = encoded, fine, contrast
+        mine = sprites.units(result, rows[team.rank], shape, large)
     return team.exchange(mine)[: len(rows)]

@@ -47,11 +47,12 @@ class Shape(NamedTuple):
         return {"size": self.size, "pitch": self.pitch, "columns": self.columns, "mime": self.mime}
 
 
-def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]]:
-    """Return one unit's sprite, its K projections above its K patches, and each projection's contrast.
+def units(result: Projections, row: int, shape: Shape, large: Shape) -> tuple[str, str, list[float]]:
+    """Return one unit's sprite, its K projections above its K patches, then the projections alone, and their contrasts.
 
-    Each projection is stretched by itself, so that its bytes are used in full. Its contrast is what takes it back to
-    the scale that all of the unit share: shown = 128 + (stored - 128) · contrast.
+    Those alone are of the size of `large`, or "" where that is no other. Each projection is stretched by itself, so
+    that its bytes are used in full. Its contrast is what takes it back to the scale that all of the unit share:
+    shown = 128 + (stored - 128) · contrast.
     """
     one, of_all = result.projections[row].float(), slice(row, row + 1)
     signal, contrast = stretch(in_order(one, result.order))
@@ -64,12 +65,8 @@ def units(result: Projections, row: int, shape: Shape) -> tuple[str, list[float]
     missing = -len(one) % shape.columns
     gap = signal.new_full((missing, *signal.shape[1:]), GRAY)
     tiles = torch.cat([_bytes(torch.cat([signal, gap]), shape, signed=True), _bytes(photos, shape)])
-    return sprite(tiles, shape), contrast
-
-
-def fine(result: Projections, row: int, shape: Shape) -> str:
-    """Return one unit's projections alone, not reduced; their contrasts are those of `units`."""
-    return signed_sprite(in_order(result.projections[row].float(), result.order), shape)[0]
+    alone = "" if large.size == shape.size else sprite(_bytes(signal, large, signed=True), large)
+    return sprite(tiles, shape), alone, contrast
 
 
 def stretch(values: Tensor) -> tuple[Tensor, list[float]]:
