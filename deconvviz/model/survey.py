@@ -275,9 +275,12 @@ def _chosen(tape: Tape, network: nn.Module) -> dict[str, int]:
 
 def _numbers(tape: Tape, reaches: dict[int, Reach], network: nn.Module) -> dict[int, int]:
     """Number the layers as the papers do: value -> number."""
-    # A detector's heads work on maps of all strides: its trunk is what is counted.
+    # A detector's heads work on maps of all strides: its trunk is what is counted. What folds channels or windows into
+    # the batch, as a blur of one kernel does, has no responses of single images.
     trunk = "backbone." if is_detector(network) else ""
-    ops = [op for op in tape.ops if op.module.startswith(trunk)]
+    ops = [
+        op for op in tape.ops if op.module.startswith(trunk) and tape.shapes[op.outputs[0]][:1] == tape.shapes[0][:1]
+    ]
     convolutions = [op for op in ops if op.short == "conv2d" and not _after_global_pool(reaches[op.inputs[0]])]
     if 0 < len(convolutions) <= FEW:
         return {_response(op, tape): n for n, op in enumerate(convolutions, 1)}

@@ -50,6 +50,29 @@ def test_squeeze_and_excite_does_not_count():
     assert [row.name for row in found.numbered] == ["0.1", "1.1", "2.1", "3.1"]
 
 
+class Blurred(nn.Module):
+    """Two convolutions, a blur before each: one kernel, over channels that it folds into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)
+        self.blur = nn.Conv2d(1, 1, 3, 2, 1)
+
+    def forward(self, x):
+        for convolution in (self.first, self.second):
+            y = F.relu(convolution(x))
+            x = self.blur(y.flatten(0, 1)[:, None]).unflatten(0, y.shape[:2]).squeeze(2)
+        return x.amax((2, 3))
+
+
+def test_what_is_folded_into_the_batch_has_no_number():
+    model, image = Blurred().eval(), torch.randn(1, 3, 16, 16)
+    assert [row.name for row in deconvviz.layers(model, image.shape[1:]).numbered] == [":relu#1", ":relu#2"]
+    assert deconvviz.occlude(model, image, size=4, stride=4, progress=False).layer == ":relu#2"
+    with pytest.raises(LayerError, match="its first dimension is not the batch"):
+        deconvviz.top(model, image, layers=["blur#1"], progress=False)
+
+
 def test_joined_branches_count_as_one_activation_and_have_a_name():
     class Ghost(nn.Module):
         def __init__(self, n):

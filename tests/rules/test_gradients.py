@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import deform_conv2d
 
 import deconvviz
 from deconvviz import UnsupportedOp
@@ -79,6 +80,9 @@ UNRULED = {
     "softmax": lambda y: y.softmax(1),
     "clamp": lambda y: y.clamp(-1, 1),
     "exp": torch.exp,
+    "deformable convolution": lambda y: deform_conv2d(
+        y, (y[:, :2] / 3).repeat(1, 9, 1, 1), torch.linspace(-1, 1, 576).view(8, 8, 3, 3).to(y), padding=1
+    ),
     "softmax over positions": lambda y: y.flatten(2).softmax(2).unflatten(2, y.shape[2:]),
 }
 
