@@ -185,7 +185,7 @@ def run_full(
 
 
 def _probe(runner: Runner, layer: Layer, box: Tensor) -> Tensor:
-    """Return the activations (units,) at one box's goal between others that are no numbers; alone where memory lacks."""
+    """Return the activations (units,) at one box's goal between others that are far off; alone where memory lacks."""
     return runner.three_or_one(
         lambda: _activations(runner, layer, box.expand(3, 5), strangers=True)[1],
         lambda: _activations(runner, layer, box[None])[0],
@@ -193,13 +193,11 @@ def _probe(runner: Runner, layer: Layer, box: Tensor) -> Tensor:
 
 
 def _activations(runner: Runner, layer: Layer, boxes: Tensor, *, strangers: bool = False) -> Tensor:
-    """Return the activations (B, units) at the boxes' goals; `strangers`: all but the second are no numbers."""
+    """Return the activations (B, units) at the boxes' goals; `strangers`: all but the second are far off."""
     plan = runner.plan
     assert isinstance(plan, Focus)
-    parts = {0: runner.windows(boxes[:, :4])}
-    if strangers:
-        parts[0].data[0::2] = torch.nan
-    runner.advance(parts, 0, len(plan.steps), plan.windows(boxes))
+    parts = {0: runner.windows(boxes[:, :4], strangers=strangers)}
+    runner.advance(parts, 0, len(plan.steps), plan.windows(boxes), strangers=strangers)
     part, goals = parts[layer.value], plan.goals[boxes[:, 4]]
     if part.window is not None and layer.reach.dims == (2, 3) and part.data.dim() == 4:
         corner = torch.stack([part.window.rows.start, part.window.cols.start], 1)

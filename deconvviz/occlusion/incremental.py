@@ -122,11 +122,10 @@ class Runner:
         return one()
 
     def _answer(self, boxes: Tensor) -> Answer:
-        part = self.windows(boxes)
-        data = part.data if len(boxes) == 1 else between_strangers(part.data[1:2])
-        parts = {0: Part(data, part.window)}
-        response = self.advance(parts, 0, self.plan.cut, self.plan.windows(boxes))
-        whole = {v: Part(self.kept.whole(v, parts[v])) for v in self.plan.crossing}
+        strangers = len(boxes) > 1
+        parts = {0: self.windows(boxes, strangers=strangers)}
+        response = self.advance(parts, 0, self.plan.cut, self.plan.windows(boxes), strangers=strangers)
+        whole = {v: Part(self._whole(v, parts[v], strangers)) for v in self.plan.crossing}
         late = self.advance(whole, self.plan.cut, len(self.plan.steps), {})
         return Answer(self._output(whole), late if response is None else response)
 
@@ -134,8 +133,8 @@ class Runner:
         """The whole occluded images (B, C, H, W)."""
         return self.kept.whole(0, self.windows(boxes))
 
-    def windows(self, boxes: Tensor) -> Part:
-        """Windows of the occluded image, as large as the largest occluder."""
+    def windows(self, boxes: Tensor, *, strangers: bool = False) -> Part:
+        """Windows of the occluded image, as large as the largest occluder; `strangers`: all but the second are far off."""
         height, width = self.tape.shapes[0][-2:]
         window = Window.around(boxes, (height, width))
         rows, cols = window.rows, window.cols
@@ -146,7 +145,8 @@ class Runner:
         col = at[3] + torch.arange(cols.size, device=data.device)
         inside = ((row >= at[1]) & (row < at[2]))[:, None, :, None] & ((col >= at[4]) & (col < at[5]))[:, None, None, :]
         cover = self.fill.flatten(1)[:, row[:, :, None] * width + col[:, None, :]].movedim(0, 1).to(data.dtype)
-        return Part(torch.where(inside, cover, data), window)
+        covered = torch.where(inside, cover, data)
+        return Part(between_strangers(covered[1:2]) if strangers else covered, window)
 
     def most(self, boxes: Tensor) -> int:
         """How many positions of a group fit into one batch of windows."""
@@ -187,13 +187,22 @@ class Runner:
         return self.kept.whole(self.tape.output, parts[self.tape.output])
 
     def advance(
-        self, parts: dict[int, Part], start: int, stop: int, windows: dict[int, Window | None]
+        self,
+        parts: dict[int, Part],
+        start: int,
+        stop: int,
+        windows: dict[int, Window | None],
+        *,
+        strangers: bool = False,
     ) -> Tensor | None:
-        """Run steps `start` to `stop` on `parts`; return the layer's response if it came by."""
+        """Run steps `start` to `stop` on `parts`; return the layer's response if it came by.
+
+        `strangers`: the second of three is between two that have nothing of it, around their windows either.
+        """
         response = None
         for step in self.plan.steps[start:stop]:
             window = windows.get(step.op.outputs[0])
-            for value, part in zip(step.op.outputs, self._step(step, parts, window), strict=True):
+            for value, part in zip(step.op.outputs, self._step(step, parts, window, strangers), strict=True):
                 parts[value] = part
                 if self.layer is not None and value == self.layer.value:
                     response = self.layer.as_maps(self.kept.whole(value, part)).contiguous()
@@ -201,14 +210,20 @@ class Runner:
                 del parts[value]
         return response
 
-    def _step(self, step: Step, parts: dict[int, Part], window: Window | None) -> list[Part]:
+    def _step(self, step: Step, parts: dict[int, Part], window: Window | None, strangers: bool) -> list[Part]:
         inputs = [parts[v] for v in step.op.inputs]
         if window is not None and all(part.window is not None for part in inputs):
             data = self._on_windows(step, inputs, window)
             if data is not None:
                 return [Part(x, window) for x in data]
-        whole = [self.kept.whole(v, part) for v, part in zip(step.op.inputs, inputs, strict=True)]
+        whole = [self._whole(v, part, strangers) for v, part in zip(step.op.inputs, inputs, strict=True)]
         return [Part(x) for x in self._on_whole(step.op, whole)]
+
+    def _whole(self, value: int, part: Part, strangers: bool) -> Tensor:
+        """The whole tensor (B, …); what would fill it up around the windows of strangers is the image's own."""
+        data = self.kept.whole(value, part)
+        foreign = strangers and part.window is not None and data.is_floating_point()
+        return between_strangers(data[1:2]) if foreign else data
 
     # ---- on windows ----
 

@@ -74,6 +74,13 @@ class Attention(nn.Module):
         return self.out(tokens.reshape(n, h // 2, w // 2, 2, 2, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w))
 
 
+class Picked(nn.Module):
+    """Adds a channel that is chosen by where the image has its largest number; the images of a batch are counted."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x[torch.arange(len(x)), x.flatten(1).argmax(1) % x.shape[1]][:, None]
+
+
 class Padded(nn.Module):
     """A border, a crop by negative padding, an average pool."""
 
@@ -163,7 +170,17 @@ def test_equals_covering_whole_images(name, method):
     model, x = network(PARTS[name]), images()
     found = evidence(model, x, layer="4", units=[0, 2], k=3, size=(3, 2), method=method, fill=0.0, progress=False)
     compare(model, x, found)
-    assert bool(found.in_full.any()) == (method == "full" or name == "attention")
+    expected = method == "full" or name == "attention"
+    assert (found.in_full == expected)[found.image_ids >= 0].all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_taken_from_another_image_far_from_the_occluder(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), Picked()).double()
+    x = torch.randn(3, 2, 11, 10, dtype=torch.float64)
+    found = evidence(model, x, layer="1", units=[0, 3], k=2, size=(4, 3), stride=3, fill=0.0, progress=False)
+    compare(model, x, found)
 
 
 @given(net=nets())
