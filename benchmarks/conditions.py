@@ -25,7 +25,8 @@ def conditions(threads: int, device: str = "cpu") -> str:
     )
     versions = ", ".join(f"{name} {version(name)}" for name in PEERS)
     script = Path(sys.argv[0])
-    command = shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]  # a folder's place is nobody's
+    command = shlex.join(["python", f"{script.parent.name}/{script.name}", *given])
     return f"{chip}; Python {platform.python_version()}, {versions}; `{command}`"
 
 
