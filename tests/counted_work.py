@@ -52,9 +52,9 @@ def images(count: int = BATCH) -> torch.Tensor:
 
 
 def projecting(layer: int) -> Callable[[], object]:
-    """All units of a layer, their top 9."""
+    """All units of a layer, their top 3."""
     model, x = network(), images()
-    return lambda: deconvviz.project(model, x, layer=layer, units="all", progress=False)
+    return lambda: deconvviz.project(model, x, layer=layer, units="all", k=3, progress=False)
 
 
 def carrying() -> Callable[[], object]:
@@ -81,25 +81,25 @@ def checking() -> Callable[[], object]:
     return lambda: check_weights(model)
 
 
-STEPS = 4
+STEPS = 2
 
 
 def training(dtype: torch.dtype | None, epoch: int) -> Callable[[], object]:
-    """One epoch of so many steps."""
+    """One epoch of so many steps, of two images each: half precision is slow on a CPU."""
     folder = Path(tempfile.mkdtemp())
     noise = np.random.default_rng(0)
     for label in ("a", "b"):
         (folder / "data" / label).mkdir(parents=True)
-        for i in range(4 * epoch + 1):  # two are held out
+        for i in range(epoch + 1):  # two are held out
             picture = Image.fromarray(noise.integers(0, 255, (32, 32, 3), dtype=np.uint8))
             picture.save(folder / "data" / label / f"{i}.png")
-    options = {"epochs": 1, "batch_size": 8, "device": "cuda", "dtype": dtype, "validation": 2 / (8 * epoch + 2)}
+    options = {"epochs": 1, "batch_size": 2, "device": "cuda", "dtype": dtype, "validation": 1 / (epoch + 1)}
     return lambda: deconvviz.train("resnet-20", folder / "data", out=folder / "out", progress=False, **options)
 
 
 WORKS = {
-    "project layer 5": Work("`project`, layer 5, all 192 units × 9", lambda: projecting(5), Counts(1600, 20, 15)),
-    "project layer 2": Work("`project`, layer 2, all 160 units × 9", lambda: projecting(2), Counts(1400, 20, 15)),
+    "project layer 5": Work("`project`, layer 5, all 192 units × 3", lambda: projecting(5), Counts(1600, 20, 15)),
+    "project layer 2": Work("`project`, layer 2, all 160 units × 3", lambda: projecting(2), Counts(1400, 20, 15)),
     "deconv": Work("`deconv` of 64 images, layer 5", carrying, Counts(900, 20, 15)),
     "top": Work("`top`, layers 1 to 5, 4 batches", scanning, Counts(1900, 20, 36)),
     "occlude": Work("`occlude`, 81 places of a square", occluding, Counts(10000, 20, 60)),

@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
 
 PACKAGE = "/deconvviz/"
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -132,6 +131,27 @@ class OnDevice(Tensor):
 
 # ---- one operation ---------------------------------------------------------------------------------------------------
 
+
+def _leaves(args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of an operation of ATen, one after the other; torch's trees, for any nesting, take four times as long."""
+    found: list[Any] = []
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, (list, tuple)):
+            found.extend(x)
+        else:
+            found.append(x)
+    return found
+
+
+def _each(function: Callable[[Any], Any], x: Any) -> Any:
+    """The same arguments or results with each changed."""
+    if isinstance(x, dict):
+        return {key: _each(function, value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)([_each(function, value) for value in x])
+    return function(x)
+
+
 _KNOWN_TO_HOST = frozenset(
     "_local_scalar_dense nonzero equal is_nonzero _unique2 unique_dim unique_consecutive masked_select bincount".split()
 )
@@ -147,7 +167,7 @@ _PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm"))
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run one operation of ATen: on the CPU's values, with the device's manners."""
     name = func._schema.name.split("::")[-1]
-    there = any(isinstance(x, OnDevice) for x in tree_iter((args, kwargs)))
+    there = any(isinstance(x, OnDevice) for x in _leaves(args, kwargs))
     if there and name not in _ANY_DEVICES:
         _refuse_strays(func, name, args, kwargs)
     named = kwargs.get("device")
@@ -167,14 +187,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return _handed_over(name, args, result, blocking)
     if any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments):
         # What is changed or filled in place is the same object afterwards.
-        known = {id(x.value): x for x in tree_iter((args, kwargs)) if isinstance(x, OnDevice)}
-        return tree_map(lambda x: known.get(id(x), x) if isinstance(x, Tensor) else x, result)
-    return tree_map(lambda x: OnDevice(x) if isinstance(x, Tensor) else x, result)
+        known = {id(x.value): x for x in _leaves(args, kwargs) if isinstance(x, OnDevice)}
+        return _each(lambda x: known.get(id(x), x) if isinstance(x, Tensor) else x, result)
+    return _each(lambda x: OnDevice(x) if isinstance(x, Tensor) else x, result)
 
 
 def _refuse_strays(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
     """Refuse tensors of the CPU where CUDA refuses them."""
-    flat = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+    flat = [x for x in _leaves(args, kwargs) if isinstance(x, Tensor)]
     if name in _INDEXED:
         indices = [x for x in args[1] if x is not None]
         if isinstance(args[0], OnDevice):
@@ -201,20 +221,19 @@ def _count(name: str, args: Any, kwargs: dict[str, Any], *, leaves: bool, arrive
     if leaves and blocking:
         HERE.wait("a copy to the CPU")
     elif arrives and blocking and name in _ANY_DEVICES:
-        if any(isinstance(x, Tensor) and not isinstance(x, OnDevice) and x.dim() for x in tree_iter(args)):
+        if any(isinstance(x, Tensor) and not isinstance(x, OnDevice) and x.dim() for x in _leaves(args, {})):
             HERE.wait("a copy to the device")
     HERE.kernels[name] += 1
     HERE.lines[_line()] += 1
 
 
 def _on_values(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-    values = tree_map(lambda x: x.value if isinstance(x, OnDevice) else x, (args, kwargs))
-    plain = {key: x for key, x in values[1].items() if key not in ("pin_memory", "non_blocking")}
+    args, kwargs = (_each(lambda x: x.value if isinstance(x, OnDevice) else x, given) for given in (args, kwargs))
+    plain = {key: x for key, x in kwargs.items() if key not in ("pin_memory", "non_blocking")}
     if plain.get("device") is not None:
         plain["device"] = CPU
-    plain_args = tree_map(rounded, values[0]) if _loses_bits(name) else values[0]
-    result = func(*plain_args, **plain)
-    made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+    result = func(*(_each(rounded, args) if _loses_bits(name) else args), **plain)
+    made = [x for x in _leaves((result,), {}) if isinstance(x, Tensor)]
     views = any(a.alias_info for a in func._schema.returns)
     if not views:
         if HERE.limit and any(x.nbytes > HERE.limit for x in made):
@@ -267,6 +286,7 @@ class _Dispatch(TorchDispatchMode):
 _CAST = {getattr(F, name) for name in "conv1d conv2d conv3d conv_transpose2d linear bilinear".split()}
 _CAST |= {torch.matmul, torch.mm, torch.bmm, torch.baddbmm, torch.addmm, Tensor.matmul, Tensor.__matmul__}
 _FLOAT32 = {getattr(F, name) for name in "softmax log_softmax cross_entropy nll_loss layer_norm".split()}
+_CAST_OR_FLOAT32 = _CAST | _FLOAT32
 
 
 class _Function(TorchFunctionMode):
@@ -276,10 +296,10 @@ class _Function(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.is_pinned:
             return False
-        if func in _CAST | _FLOAT32 and torch.is_autocast_enabled(HERE.type):
+        if func in _CAST_OR_FLOAT32 and torch.is_autocast_enabled(HERE.type):
             to = torch.get_autocast_dtype(HERE.type) if func in _CAST else torch.float32
             with torch.autocast(HERE.type, enabled=False):
-                args, kwargs = tree_map(lambda x: x.to(to) if _is_cast(x) else x, (args, kwargs))
+                args, kwargs = (_each(lambda x: x.to(to) if _is_cast(x) else x, given) for given in (args, kwargs))
                 return func(*args, **kwargs)
         if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
             named = kwargs.pop("device", args[0].device if func is Tensor.new_tensor else None)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import deconvviz
 
-SIDE = 24
+SIDE = 16
 SPEC = {"progress": False}
 
 
@@ -67,7 +67,7 @@ def network():
     return model
 
 
-def images(count=10):
+def images(count=6):
     x = torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     return (x * 255).round() / 255
 
@@ -84,7 +84,7 @@ CALLS = {
     "deconv of the classifier": lambda m, x, p: deconvviz.deconv(m, x, layer="head", unit=3, rule="guided"),
     "project": lambda m, x, p: deconvviz.project(m, x, layer="block1", top=3, **SPEC),
     "project of all units": lambda m, x, p: deconvviz.project(
-        m, x, layer="block2", units="all", rule="backprop", batch_size=3, **SPEC
+        m, x, layer="block2", units="all", k=3, rule="backprop", batch_size=4, **SPEC
     ),
     "project into a file": lambda m, x, p: deconvviz.project(m, x, layer="stem", top=2, out=p / "project", **SPEC),
     "top": lambda m, x, p: deconvviz.top(m, x, layers=["stem", "block2", "head"], k=3, batch_size=4, **SPEC),
@@ -92,13 +92,13 @@ CALLS = {
     "occlude": lambda m, x, p: deconvviz.occlude(m, x, size=8, stride=4, layer="block2", **SPEC),
     "occlude in full": lambda m, x, p: deconvviz.occlude(m, x, size=8, stride=8, method="full", fill="blur", **SPEC),
     "occlude by masks": lambda m, x, p: deconvviz.occlude(m, x, masks=masks(), target=1, **SPEC),
-    "occlude coarsely": lambda m, x, p: deconvviz.occlude(m, x, size=6, stride=2, refine=3, fill=0.25, **SPEC),
+    "occlude coarsely": lambda m, x, p: deconvviz.occlude(m, x, size=6, stride=3, refine=2, fill=0.25, **SPEC),
     "occlude with others": lambda m, x, p: deconvviz.occlude(m, x, size=12, layer="block1", others=x, **SPEC),
-    "response_std": lambda m, x, p: deconvviz.response_std(m, x, layers=["stem", "block2"], batch_size=3, **SPEC),
+    "response_std": lambda m, x, p: deconvviz.response_std(m, x, layers=["stem", "block2"], batch_size=4, **SPEC),
     "gradient_std": lambda m, x, p: deconvviz.gradient_std(
-        m, x, labels=[0, 1] * 5, layers=["stem", "block2"], iterations=2, batch_size=5, **SPEC
+        m, x, labels=[0, 1] * 3, layers=["stem", "block2"], iterations=2, batch_size=4, **SPEC
     ),
-    "residual_share": lambda m, x, p: deconvviz.residual_share(m, x, batch_size=3, **SPEC),
+    "residual_share": lambda m, x, p: deconvviz.residual_share(m, x, batch_size=4, **SPEC),
     "invariance": lambda m, x, p: deconvviz.invariance(
         m, x, layers=["block1", "last"], transforms=MOVES, fill="edge", **SPEC
     ),
@@ -109,9 +109,9 @@ CALLS = {
     "filters": lambda m, x, p: deconvviz.filters(m, x, **SPEC),
     "compare_filters": lambda m, x, p: deconvviz.compare_filters({"a": m, "b": m}, x, **SPEC).filters,
     "compare_methods": lambda m, x, p: deconvviz.compare_methods(
-        m, x, target=2, layer="block2", size=12, steps=2, stages=1, **SPEC
+        m, x, target=2, layer="block2", size=8, stride=8, steps=2, stages=1, **SPEC
     ),
-    "probe": lambda m, x, p: deconvviz.probe(m, x, labels=[0, 1] * 5, layers=["block2"], folds=2, **SPEC),
+    "probe": lambda m, x, p: deconvviz.probe(m, x, labels=[0, 1] * 3, layers=["block2"], folds=2, **SPEC),
     "report": lambda m, x, p: len(
         deconvviz.report(
             m, x, layers=["block1"], units=[0], k=1, occlusion=1, out=p / "report.html", **SPEC
@@ -263,7 +263,7 @@ KINDS = {
     "pictures": lambda path: [Image.open(p).convert("RGB") for p in sorted(folder_of(path / "photos").rglob("*.png"))],
     "a dataset": lambda path: TensorDataset(images()),
     "a dataset of the device": lambda path: TensorDataset(images().to("cuda")),
-    "a loader": lambda path: DataLoader(TensorDataset(images(), torch.arange(10)), batch_size=4),
+    "a loader": lambda path: DataLoader(TensorDataset(images(), torch.arange(6)), batch_size=4),
     "a loader of the device": lambda path: DataLoader(TensorDataset(images().to("cuda")), batch_size=4, shuffle=True),
 }
 
