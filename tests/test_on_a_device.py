@@ -92,7 +92,7 @@ CALLS = {
     "occlude": lambda m, x, p: deconvviz.occlude(m, x, size=8, stride=4, layer="block2", **SPEC),
     "occlude in full": lambda m, x, p: deconvviz.occlude(m, x, size=8, stride=8, method="full", fill="blur", **SPEC),
     "occlude by masks": lambda m, x, p: deconvviz.occlude(m, x, masks=masks(), target=1, **SPEC),
-    "occlude coarsely": lambda m, x, p: deconvviz.occlude(m, x, size=6, stride=3, refine=2, fill=0.25, **SPEC),
+    "occlude coarsely": lambda m, x, p: deconvviz.occlude(m, x, size=8, stride=4, refine=2, fill=0.25, **SPEC),
     "occlude with others": lambda m, x, p: deconvviz.occlude(m, x, size=12, layer="block1", others=x, **SPEC),
     "response_std": lambda m, x, p: deconvviz.response_std(m, x, layers=["stem", "block2"], batch_size=4, **SPEC),
     "gradient_std": lambda m, x, p: deconvviz.gradient_std(
@@ -268,8 +268,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["project", "top", "response_std"])
+# `project` opens an image twice, for the scan and for its patch; the others walk the same scan.
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("project", kind) for kind in KINDS]
+    + [(name, kind) for name in ("top", "response_std") for kind in ("a folder", "a loader of the device")],
+)
 def test_other_kinds_of_images(name, kind, tmp_path):
     call = {
         "project": lambda m, x, **o: deconvviz.project(m, x, layer="block1", top=2, **o, **SPEC),
@@ -346,7 +350,7 @@ def test_a_module_comes_home_with_its_parameters(data, tmp_path, home):
     with simulated():
         model = small().to(home)
         parameters = list(model.parameters())
-        recorder = deconvviz.Recorder(tmp_path / "kept", layers=["0"], units=[0, 1], epochs=(1, 2))
+        recorder = deconvviz.Recorder(tmp_path / "kept", torch.rand(4, 3, 14, 14), layers=["0"], units=[0, 1], epochs=(1, 2))
         trained(model, data, tmp_path / "out", epochs=2, device="cuda", recorder=recorder)
         assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
         assert {p.device.type for p in model.parameters()} == {home}

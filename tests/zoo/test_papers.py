@@ -297,12 +297,25 @@ def test_every_network_of_one_paper_is_tried_at_small_size():
     assert set(SMALL) == set(zoo.names()) - cifar - others
 
 
+REPEATED = "BasicBlock Block17 Block35 Block8 Bottleneck InceptionA InceptionB InceptionC PlainBlock".split()
+
+
+def shorten(model):
+    """Leave two of each row of like blocks: the third finds nothing that the second does not."""
+    for stage in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+        kinds = [type(block).__name__ for block in stage]
+        for i in range(len(kinds) - 1, 1, -1):
+            if kinds[i] in REPEATED and kinds[i] == kinds[i - 1] == kinds[i - 2]:
+                del stage[i]
+
+
 @pytest.fixture(scope="module", params=SMALL)
 def small(request):
     options, side = SMALL[request.param]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = zoo.create(request.param, num_classes=5, **options)
+        shorten(model)
         return model, torch.randn(2, len(model.card.mean), side, side)
 
 
@@ -316,9 +329,12 @@ def test_it_projects_and_occludes(small):
     result = deconvviz.project(model, images, layer=2, units=[0, 1, 2, 3], k=1, progress=False)
     assert result.projections.abs().max() > 0
     side = images.shape[-1]
-    four = {"layer": 2, "size": side // 2, "stride": side - side // 2, "progress": False}  # places
-    found, exact = (deconvviz.occlude(model, images[:1], method=m, **four) for m in ("incremental", "full"))
-    torch.testing.assert_close(found.logit, exact.logit, rtol=1e-4, atol=1e-5)
+    two = {"size": (side, side // 2), "stride": (side, side - side // 2), "fill": 0.0}  # places: left and right
+    found = deconvviz.occlude(model, images[:1], layer=2, target=1, method="incremental", progress=False, **two)
+    covered = images[:1].repeat(2, 1, 1, 1)
+    covered[0, :, :, : side // 2] = covered[1, :, :, side - side // 2 :] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(found.logit[0], model(covered)[:, 1], rtol=1e-4, atol=1e-5)
 
 
 def test_it_trains_a_step(small):
