@@ -17,13 +17,13 @@ from deconvviz import LayerError, UnsupportedOp
 # name -> (side in pixels, options, how many of the layers 1 to 5 there are)
 SAMPLE = {
     "alexnet": (80, {}, 5),
-    "convnext_tiny": (64, {}, 5),
-    "densenet121": (64, {}, 5),
-    "efficientnet_b0": (64, {}, 5),
+    "convnext_tiny": (40, {}, 5),
+    "densenet121": (40, {}, 5),
+    "efficientnet_b0": (40, {}, 5),
     "googlenet": (64, {"init_weights": False}, 5),
-    "mobilenet_v3_small": (64, {}, 5),
-    "regnet_y_400mf": (64, {}, 5),
-    "shufflenet_v2_x0_5": (64, {}, 5),
+    "mobilenet_v3_small": (40, {}, 5),
+    "regnet_y_400mf": (40, {}, 5),
+    "shufflenet_v2_x0_5": (40, {}, 5),
     "squeezenet1_1": (64, {}, 4),
     "swin_t": (64, {}, 0),  # its layers are blocks, behind attention
 }

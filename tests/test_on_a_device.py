@@ -350,7 +350,9 @@ def test_a_module_comes_home_with_its_parameters(data, tmp_path, home):
     with simulated():
         model = small().to(home)
         parameters = list(model.parameters())
-        recorder = deconvviz.Recorder(tmp_path / "kept", torch.rand(4, 3, 14, 14), layers=["0"], units=[0, 1], epochs=(1, 2))
+        recorder = deconvviz.Recorder(
+            tmp_path / "kept", torch.rand(4, 3, 14, 14), layers=["0"], units=[0, 1], epochs=(1, 2)
+        )
         trained(model, data, tmp_path / "out", epochs=2, device="cuda", recorder=recorder)
         assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
         assert {p.device.type for p in model.parameters()} == {home}

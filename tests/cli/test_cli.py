@@ -21,6 +21,7 @@ from deconvviz.cli import options as reading
 from deconvviz.cli.demo import run as run_demo
 from deconvviz.cli.networks import load_model
 from deconvviz.errors import ModelError, StoreError
+from deconvviz.explorer import blocks
 
 NET = """
 import torch
@@ -352,12 +353,18 @@ def test_weights_that_do_not_fit_are_refused(net, tmp_path):
 # ---- the demo ----
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Its explorer's optimized images are those of `maximize`, which has tests of its own."""
+    monkeypatch.setattr(blocks, "STEPS", 2)
+
+
 def demo(out, **options):
-    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return run_demo(out, images=images, weights=None, most=2, progress=False, **options)
 
 
-def test_the_demo_writes_five_pictures_and_a_page_that_shows_them(tmp_path):
+def test_the_demo_writes_five_pictures_and_a_page_that_shows_them(tmp_path, few_steps):
     (page,) = demo(tmp_path / "demo")
     text = page.read_text(encoding="utf-8")
     shown = re.findall(r'src="([^"]+)"', text)
@@ -385,8 +392,8 @@ def test_the_telling_units_are_there():
         assert len(set(units)) == 9 and max(units) < deconvviz.layers(network)[number].units
 
 
-def test_other_networks_are_taken_and_both_get_a_folder_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "LAYERS", (1, 2))
+def test_other_networks_are_taken_and_both_get_a_folder_each(tmp_path, monkeypatch, few_steps):
+    monkeypatch.setattr(pages, "LAYERS", (1,))
     found = demo(tmp_path, network="both")
     assert found == [tmp_path / name / "index.html" for name in ("zfnet64", "alexnet64")]
     for page in found:

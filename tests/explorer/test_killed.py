@@ -26,6 +26,18 @@ def interrupt(monkeypatch, owner, name, after):
     return count
 
 
+ASKED = {"occlusion": 2, "maximize": 1}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page that nothing interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "STEPS", 2)
+        torch.manual_seed(0)
+        return write(tmp_path_factory.mktemp("whole"), **ASKED).text
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
@@ -37,18 +49,16 @@ def interrupt(monkeypatch, owner, name, after):
         (MODULE.page, "write", 0),
     ],
 )
-def test_an_interrupted_report_goes_on_to_the_same_page(owner, name, after, tmp_path, monkeypatch):
+def test_an_interrupted_report_goes_on_to_the_same_page(owner, name, after, page, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "STEPS", 2)
-    asked = {"occlusion": 2, "maximize": 1}
-    whole = write(tmp_path / "whole", **asked).text
     with monkeypatch.context() as patch:
         interrupt(patch, owner, name, after)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "cut", **asked)
+            write(tmp_path / "cut", **ASKED)
     assert [p.name for p in (tmp_path / "cut").iterdir()] == [".page.html.draft"]
     scans = interrupt(monkeypatch, MODULE, "occlude", 99)
     made = interrupt(monkeypatch, blocks, "maximize", 99)
-    assert write(tmp_path / "cut", **asked).text == whole
+    assert write(tmp_path / "cut", **ASKED).text == page
     # Of each layer once more, but for those that were whole; the time is not measured again.
     assert made[0] == {"occlude": 2, "scan_top": 2, "write": 0}.get(name, 1)
     assert scans[0] == (1 if name == "occlude" else 0)

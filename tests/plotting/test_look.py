@@ -1,6 +1,7 @@
 """The options that every picture takes, and names in pictures: as they are, whatever is in them."""
 
 import dataclasses
+import functools
 import inspect
 import io
 from importlib import import_module
@@ -31,6 +32,12 @@ def plot(name, method, *args, **options):
     return getattr(saved(name), method)(*args, **options)
 
 
+@functools.cache
+def usual(name, method):
+    """The figure without options, to be read only."""
+    return plot(name, method)
+
+
 def texts(figure):
     return [text for text in figure.findobj(Text) if text.get_text().strip()]
 
@@ -52,7 +59,7 @@ def test_the_signature_names_every_option(name, method):
 
 @every_plot
 def test_axes_give_their_place(name, method):
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(12, 8), dpi=40, layout="constrained")
     left, right = figure.subplots(1, 2)
     for given in ({"figure": left}, {"ax": right}):
         part = plot(name, method, **given)
@@ -62,7 +69,7 @@ def test_axes_give_their_place(name, method):
     assert len(pixels(figure)) > 1000
     with pytest.raises(OptionError, match="these axes have no place in their figure's layout"):
         plot(name, method, ax=figure.add_axes((0.1, 0.1, 0.2, 0.3)))
-    free = Figure(figsize=(12, 8)).add_axes((0.1, 0.1, 0.2, 0.3))
+    free = Figure(figsize=(12, 8), dpi=40).add_axes((0.1, 0.1, 0.2, 0.3))
     part = plot(name, method, ax=free)
     assert len(pixels(part)) > 1000 and part.bbox_relative.width == pytest.approx(0.2)
 
@@ -75,15 +82,15 @@ def test_size_resolution_and_title(name, method):
         assert saved_as.size == (450, 350)
     (title,) = [text for text in texts(figure) if text.get_text() == "a title $x^2$"]
     assert title.get_parse_math()  # the user's own may hold a formula
-    assert tuple(plot(name, method, dpi=50).get_size_inches()) == tuple(plot(name, method).get_size_inches())
+    assert tuple(plot(name, method, dpi=50).get_size_inches()) == tuple(usual(name, method).get_size_inches())
 
 
 @every_plot
 def test_letters_keep_their_proportion(name, method):
-    usual, large = plot(name, method), plot(name, method, fontsize=20)
-    factor = 20 / np.median([text.get_fontsize() for text in texts(usual)])
-    pairs = list(zip(beside_ticks(usual), beside_ticks(large), strict=True))
-    pairs += [(a, b) for a, b in zip(ticks(usual), ticks(large), strict=True) if a is not None]
+    plain, large = usual(name, method), plot(name, method, fontsize=20)
+    factor = 20 / np.median([text.get_fontsize() for text in texts(plain)])
+    pairs = list(zip(beside_ticks(plain), beside_ticks(large), strict=True))
+    pairs += [(a, b) for a, b in zip(ticks(plain), ticks(large), strict=True) if a is not None]
     assert len(pairs) > 1
     for before, after in pairs:
         assert after == pytest.approx(factor * before)
@@ -106,9 +113,9 @@ def test_a_colour_map_changes_the_colours(name, method):
         with pytest.raises(OptionError, match="these are photos in their own colours"):
             plot(name, method, cmap="plasma")
         return
-    usual = png(plot(name, method, dpi=40))
-    assert png(plot(name, method, cmap="plasma", dpi=40)) != usual
-    assert png(plot(name, method, dpi=40)) == usual
+    plain = png(plot(name, method, dpi=40))
+    assert png(plot(name, method, cmap="plasma", dpi=40)) != plain
+    assert png(plot(name, method, dpi=40)) == plain
     with pytest.raises(OptionError, match="cmap='nothing' is none of matplotlib's colour maps"):
         plot(name, method, cmap="nothing")
 

@@ -119,7 +119,7 @@ def test_projections_of_layer_5(model, photos):
 def test_occlusion_is_the_same_both_ways(model, photos):
     exact = zoo.create(NAME, weights="pretrained").double()
     results = [
-        deconvviz.occlude(exact, photos["coffee"].double(), size=96, stride=192, method=method, progress=False)
+        deconvviz.occlude(exact, photos["coffee"].double(), size=96, stride=(224, 160), method=method, progress=False)
         for method in ("incremental", "full")
     ]
     assert results[0].layer == LAST
