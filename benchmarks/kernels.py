@@ -31,7 +31,7 @@ def main() -> None:
     table += [row(work.title, counted(work), work.most) for work in WORKS.values()]
     table += [row(f"`train`, one step, {name}", counted_step(name), most) for name, most in STEP.items()]
     text = (
-        f"{conditions(1)}. zfnet64 on {BATCH} images of 64 px unless said; training: resnet-20, batches of 8. "
+        f"{conditions(1)}. zfnet64 on {BATCH} images of 64 px unless said; training: resnet-20, batches of 2. "
         "In brackets the bound that a test holds."
     )
     report("kernels", "Kernels and waits on a GPU", text, table)
