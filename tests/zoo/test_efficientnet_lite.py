@@ -118,11 +118,11 @@ def test_projections_of_layer_5(model, photos):
 
 def test_occlusion_is_the_same_both_ways(model, photos):
     exact = zoo.create(NAME, weights="pretrained").double()
+    two = {"size": (224, 96), "stride": (224, 128), "progress": False}  # places: left and right
     results = [
-        deconvviz.occlude(exact, photos["coffee"].double(), size=96, stride=(224, 160), method=method, progress=False)
-        for method in ("incremental", "full")
+        deconvviz.occlude(exact, photos["coffee"].double(), method=method, **two) for method in ("incremental", "full")
     ]
-    assert results[0].layer == LAST
+    assert results[0].layer == LAST and results[0].logit.numel() == 2
     assert results[0].name_of(results[0].target) in {"espresso", "cup"}
     torch.testing.assert_close(results[0].logit, results[1].logit, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(results[0].activation, results[1].activation, rtol=1e-9, atol=1e-9)
