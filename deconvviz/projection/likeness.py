@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,22 +33,24 @@ def likeness(frames: Frames, projections: Tensor) -> Tensor:
 def _mean_cosine(tiles: Tensor, origin: Tensor, low: Tensor, high: Tensor) -> float:
     """Return the mean over pairs of tiles (K, C, h, w) that have pixels between `low` and `high` (K, 2)."""
     there = tiles.flatten(1).any(1).nonzero().flatten()
-    tiles, origin, low, high = tiles[there].double(), origin[there], low[there], high[there]
+    tiles, origin = tiles[there].double(), origin[there]
     flat = tiles.flatten(1)
-    products = flat @ flat.T if len(tiles) and bool((origin == origin[0]).all()) else None
-    energy = torch.nn.functional.pad(tiles.square().sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0))
+    products = (flat @ flat.T).tolist() if len(tiles) and bool((origin == origin[0]).all()) else None
+    energy = torch.nn.functional.pad(tiles.square().sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0)).numpy()
+    # Plain numbers: a tensor for each corner of each pair would cost more than the projections.
+    zero, first, end = origin.tolist(), (origin + low[there]).tolist(), (origin + high[there]).tolist()
     cosines = []
     for a, b in itertools.combinations(range(len(tiles)), 2):
-        first = torch.maximum(origin[a] + low[a], origin[b] + low[b])
-        end = torch.minimum(origin[a] + high[a], origin[b] + high[b])
-        if not bool((first < end).all()):
+        top, left = (max(*pair) for pair in zip(first[a], first[b], strict=True))
+        bottom, right = (min(*pair) for pair in zip(end[a], end[b], strict=True))
+        if top >= bottom or left >= right:
             continue  # the images have nothing of the field in common
-        boxes = [[*(first - origin[i]).tolist(), *(end - origin[i]).tolist()] for i in (a, b)]
+        boxes = [(top - zero[i][0], left - zero[i][1], bottom - zero[i][0], right - zero[i][1]) for i in (a, b)]
         own = [_within(energy[i], box) for i, box in zip((a, b), boxes, strict=True)]
         if min(own) <= 0:
             continue
         if products is not None:
-            product = float(products[a, b])
+            product = products[a][b]
         else:
             one, other = (tiles[i, :, t:b, le:r] for i, (t, le, b, r) in zip((a, b), boxes, strict=True))
             product = float((one * other).sum())
@@ -55,7 +58,7 @@ def _mean_cosine(tiles: Tensor, origin: Tensor, low: Tensor, high: Tensor) -> fl
     return sum(cosines) / len(cosines) if cosines else float("nan")
 
 
-def _within(sums: Tensor, box: list[int]) -> float:
-    """Return what lies in a box, of the running sums (h + 1, w + 1) over rows and columns."""
+def _within(sums: Any, box: tuple[int, int, int, int]) -> float:
+    """Return what lies in a box, of the running sums (h + 1, w + 1), an array, over rows and columns."""
     top, left, bottom, right = box
     return float(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
