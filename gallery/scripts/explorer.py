@@ -2,7 +2,7 @@
 
     python gallery/scripts/explorer.py [--page report.html]
 
-Without a page it makes the one of zfnet64 with all units. Needs selenium, chromium and chromedriver.
+Without a page it makes the one of `deconvviz demo`. Needs selenium, chromium and chromedriver.
 """
 
 from __future__ import annotations
@@ -22,33 +22,30 @@ from typing import Any
 from PIL import Image
 from publishing import write
 
-import deconvviz
+from deconvviz.cli import demo
 
-LAYER, SIZE = 5, (1280, 800)
-PHOTO = "hopper"
+NETWORK, LAYER, UNIT, SIZE = "squeezenet-1.1", 4, 185, (1400, 900)
 
 
-def make(page: Path) -> None:
-    model = deconvviz.zoo.create("zfnet64", weights="bundled")
-    deconvviz.report(model, units="all", out=page)
+def make(folder: Path) -> Path:
+    """Make the demo, whose page it is."""
+    demo.run(folder, network=NETWORK)
+    return folder / demo.EXPLORER
 
 
 def choose(driver: Any) -> dict[str, Any]:
-    """Go to the strongest unit of the layer that answers to more than one photo, `PHOTO` among them."""
+    """Go to the unit."""
     data = json.loads(driver.execute_script("return document.getElementById('data').textContent"))
     layer = next(one for one in data["layers"] if one["number"] == LAYER)
-    labels = data["images"]["labels"]
-    kinds = [{labels[str(i)] for i in ids} for ids in layer["images"]]
-    at = next(i for i, kind in enumerate(kinds) if PHOTO in kind and len(kind) == 2)
-    unit = layer["units"][at]
-    driver.execute_script(f"location.hash = '#layer/{layer['name']}/{unit}'")
-    while driver.execute_script("return document.getElementById('detail').dataset.shown") != f"{LAYER - 1}/{unit}":
+    driver.execute_script(f"location.hash = '#layer/{layer['name']}/{UNIT}'")
+    while driver.execute_script("return document.getElementById('detail').dataset.shown") != f"{LAYER - 1}/{UNIT}":
         time.sleep(0.1)
-    time.sleep(1)  # the list's cards
+    driver.execute_script("document.getElementById('smooth').click()")
+    time.sleep(1.5)  # the list's cards
     return {
         "layer": layer["name"],
-        "units": [unit],
-        "images": f"{data['images']['count']} windows of the sample photos",
+        "units": [UNIT],
+        "images": f"the {data['images']['count']} sample photos, each once",
     }
 
 
@@ -88,16 +85,14 @@ def reduced(taken: bytes) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--page", type=Path, help="a page of zfnet64 that was made before")
+    parser.add_argument("--page", type=Path, help="the demo's report.html, made before")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        page = options.page or Path(scratch) / "report.html"
-        if options.page is None:
-            make(page)
+        page = options.page or make(Path(scratch))
         taken, facts = photographed(page)
     conditions = {
         "figure": "explorer.png",
-        "model": "zfnet64",
+        "model": NETWORK,
         "weights": "bundled",
         **{key: facts[key] for key in ("layer", "units", "images")},
         "versions": {p: version(p) for p in ("deconvviz", "torch", "selenium")} | {"browser": facts["browser"]},
