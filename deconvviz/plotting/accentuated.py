@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..images.display import rgb, signed
 from ..optimization.result import Accentuated
-from .style import new_figure, picture
+from .style import brief, new_figure, picture
 
 
 @picture
@@ -27,7 +27,7 @@ def draw(result: Accentuated, figure: Figure | None = None, *, title: str | None
     values = result.activations.tolist()
     for column, (name, image) in enumerate((("image", result.image), ("more", result.more), ("less", result.less))):
         axes[0, column].imshow(rgb(image[None, None])[0, 0].movedim(0, -1).numpy(), vmin=0, vmax=1)
-        axes[0, column].set_title(f"{name}: activation {values[column]:.3g}", fontsize=8)
+        axes[0, column].set_title(f"{name}: activation {brief(values[column])}", fontsize=8)
         if column:
             change = rgb(signed((image - result.image)[None, None], per="tile"))[0, 0]
             axes[1, column].imshow(change.movedim(0, -1).numpy(), vmin=0, vmax=1)

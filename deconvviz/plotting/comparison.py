@@ -13,7 +13,7 @@ from ..comparison.result import TITLES, MethodComparison
 from ..comparison.similarity import strength
 from ..errors import OptionError
 from ..images import display
-from .style import DPI, colour_map, inches, picture, short
+from .style import DPI, brief, colour_map, inches, picture, short
 
 _ROOM = {  # inches above all tiles, below them, left of them, under each
     "maps": {"head": 0.25, "foot": 0.0, "left": 0.09, "under": 0.0},
@@ -77,7 +77,9 @@ def _maps(result: MethodComparison, figure: Any, title: str | None, cmap: str | 
     page = _Page(result, figure, columns=1 + len(result.methods), rows=2, **_ROOM["maps"], title=title)
     axes = page.tile(0, 0, result.picture.permute(1, 2, 0).numpy())
     page.above(axes, "image")
-    page.note(0, 1, f"{_wrapped(result.target)}\nvalue {result.value:.3g}\n\nabove: signed\nright: strength per pixel")
+    page.note(
+        0, 1, f"{_wrapped(result.target)}\nvalue {brief(result.value)}\n\nabove: signed\nright: strength per pixel"
+    )
     for column, (name, full) in enumerate(zip(result.methods, result.maps, strict=True), 1):
         page.above(page.tile(column, 0, signed(full, cmap)), title_of(name))
         page.tile(column, 1, dark(full))

@@ -15,7 +15,7 @@ from ..optimization.result import Maximized
 from ..projection.result import Projections
 from .evidence import fade, strength
 from .projections import photos_of, rows_of, silent_places
-from .style import new_figure, picture, short
+from .style import brief, new_figure, picture, short
 
 _TILE = 1.5  # inches: the side of an image
 MOST = 64  # objectives in one picture
@@ -73,11 +73,11 @@ def draw(
             axis = axes[line, column * len(tiles) + place]
             axis.imshow(tile.numpy(), interpolation="antialiased", vmin=0, vmax=1)
             if place == 0:
-                axis.set_title(_caption(result, i), fontsize=7.5, loc="left", pad=3)
+                axis.set_title(_caption(result, i, isinstance(beside, Maximized)), fontsize=7.5, loc="left", pad=3)
             elif place >= result.images.shape[1]:
                 text = heads[place - result.images.shape[1]] if line == 0 else ""
                 if isinstance(beside, Maximized) and place == result.images.shape[1]:
-                    text = f"{text} {_reached(beside, i):.3g}"
+                    text = f"{text} {brief(_reached(beside, i))}"
                 axis.set_title(text.strip(), fontsize=7.5, loc="left", pad=3)
     return figure
 
@@ -136,10 +136,11 @@ def _square(tiles: Tensor) -> Tensor:
     return sheet
 
 
-def _caption(result: Maximized, index: int) -> str:
-    text = f"{short(result.names[index], 22)}: {_reached(result, index):.3g}"
-    if result.best_photo is not None:
-        text += f" (photo {float(result.best_photo[index]):.3g})"
+def _caption(result: Maximized, index: int, compared: bool) -> str:
+    """Return what stands above an objective's first tile; two results side by side are compared with each other alone."""
+    text = f"{short(result.names[index], 22)}: {brief(_reached(result, index))}"
+    if result.best_photo is not None and not compared:
+        text += f" (photo {brief(float(result.best_photo[index]))})"
     return text
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..studies.neighbours import Neighbours
-from .style import new_figure, picture, short
+from .style import brief, new_figure, picture, short
 
 
 @picture
@@ -29,7 +29,7 @@ def draw(result: Neighbours, figure: Any = None, *, cmap: str | None = None) -> 
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(column == 0)
             if column:
-                text = f"{_caption(result.names[row][column - 1])}\n{result.distances[row, column - 1]:.3g}"
+                text = f"{_caption(result.names[row][column - 1])}\n{brief(float(result.distances[row, column - 1]))}"
                 axis.set_xlabel(text, fontsize=6.5, labelpad=2, color="0.3")
     axes[0, 0].set_title("query", fontsize=8)
     text = f"nearest in layer {short(result.layer)}, {_METRICS[result.metric]}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..images.display import rgb, signed
 from ..occlusion.cells import cell_edges, covered, label_index, over_image, pixels, score, short
 from ..occlusion.result import Occlusion
-from .style import DPI, colour_map, inches, picture
+from .style import DPI, brief, colour_map, inches, picture
 
 WIDTH, HEIGHT = 13.0, 4.3  # inches of a figure of its own; all places below are in these
 SIDE, STEP, LEFT, FLOOR = 2.4, 2.58, 0.14, 1.38  # panels: side, one to the next, the first's left, all bottoms
@@ -175,7 +175,7 @@ class _Page:
         _quiet(self.figure.colorbar(mesh, cax=axes, orientation="horizontal"), self.scale)
         axes.plot([usual], [1.45], marker="v", markersize=5 * self.scale, color="black", clip_on=False,
                   transform=axes.get_xaxis_transform())  # fmt: skip
-        text = f"{unit}   (▼ unoccluded: {usual:.3g})"
+        text = f"{unit}   (▼ unoccluded: {brief(usual)})"
         axes.set_xlabel(text, fontsize=7.5 * self.scale, color="0.3", labelpad=3 * self.scale)
 
     def photo(self, column: int) -> None:

@@ -18,7 +18,7 @@ from ..errors import OptionError, UnitError
 from ..images.display import GRAY, PERCENTILE, in_order, inside_image, rgb, signed, true_colours
 from ..occlusion.field import smallest_box
 from ..projection.result import Projections
-from .style import DPI, WARNING, inches, picture, through, written
+from .style import DPI, WARNING, brief, inches, picture, through, written
 
 MOST = 64  # blocks in one picture; more would be dots
 _RULE, _GAP, _HEAD, _MIDDLE = 1, 22, 62, 14  # pixels: between tiles, blocks, above all, between the sides
@@ -371,5 +371,5 @@ def _story(result: Projections, row: int, side: int) -> str:
         return "" if side else f"unit {int(result.units[row])}: no response"
     if side:
         return "images " + ", ".join(str(int(result.image_ids[row, k])) for k in there)
-    values = ", ".join(f"{float(result.activations[row, k]):.3g}" for k in there)
+    values = ", ".join(brief(float(result.activations[row, k])) for k in there)
     return f"unit {int(result.units[row])}: {values}"

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from ..results.text import layer_name
 from ..studies.regions import TopRegions
-from .style import new_figure, picture
+from .style import brief, new_figure, picture
 
 
 @picture
@@ -38,7 +38,7 @@ def draw(result: TopRegions, figure: Any = None, *, title: str | None = None) ->
             frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2)
             axis.add_patch(frame)
             axis.text(
-                *(0.04 * width, 0.06 * height, f"{float(result.values[row, rank]):.3g}"),
+                *(0.04 * width, 0.06 * height, brief(float(result.values[row, rank]))),
                 **{"fontsize": 6.5, "color": "white", "va": "top"},
                 bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "linewidth": 0},
             )

@@ -54,6 +54,11 @@ def short(name: str, length: int = 28) -> str:
     return written(name if len(name) <= length else "…" + name[1 - length :])
 
 
+def brief(value: float) -> str:
+    """Return a number with three digits, and with all before the point up to a million: 4071, not 4.07e+03."""
+    return f"{value:.0f}" if 999 < abs(value) < 1e6 else f"{value:.3g}"
+
+
 def written(text: str) -> str:
     """Return a name as it can be drawn: of a file name that is no text the bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
