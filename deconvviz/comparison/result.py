@@ -91,6 +91,20 @@ class MethodComparison(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, what=what, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each method, stage and draw of random weights; `stage` starts at 0.
+
+        Raises:
+            OptionError: No weights were drawn at random.
+        """
+        if not self.stages:
+            return super().columns()
+        methods, stages, draws = self.ssim.shape
+        places = torch.meshgrid(*(torch.arange(n) for n in (methods, stages, draws)), indexing="ij")
+        method, stage, draw = (place.flatten() for place in places)
+        found: dict[str, Any] = {"method": [self.methods[i] for i in method.tolist()], "stage": stage, "draw": draw}
+        return found | {"rank_correlation": self.rank_correlation.flatten(), "ssim": self.ssim.flatten()}
+
     def describe(self) -> str:
         """Say of what, how many methods, and how often weights were drawn at random."""
         height, width = self.image.shape[1:]

@@ -221,6 +221,13 @@ class ClassMap(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, what=what, occlusion=occlusion, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each place; `y` and `x` are pixels, scores those of the target."""
+        row, col = torch.meshgrid(torch.arange(len(self.rows)), torch.arange(len(self.cols)), indexing="ij")
+        found: dict[str, Any] = {"row": row.flatten(), "column": col.flatten()}
+        found |= {"y": self.rows[found["row"]], "x": self.cols[found["column"]]}
+        return found | {"score": self.score.flatten(), "probability": self.probability.flatten()}
+
     def describe(self) -> str:
         """Say of which class, and how large the map is."""
         return f"{self.name}: {self.scores.shape[1]}×{self.scores.shape[2]} places, {self.stride[0]} px apart"

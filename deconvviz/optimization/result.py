@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import OptionError
@@ -48,6 +49,14 @@ class Maximized(Result):
     settings: tuple[tuple[str, bool | int | float | str], ...]
     best_photo: Tensor | None = None
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each objective's images; `best_photo` only where it is known."""
+        count, many = self.images.shape[:2]
+        found: dict[str, Any] = {"objective": [name for name in self.names for _ in range(many)]}
+        found |= {"unit": self.units.repeat_interleave(many), "image": torch.arange(many).repeat(count)}
+        found |= {"activation": self.activations[..., -1].flatten()}
+        return found if self.best_photo is None else found | {"best_photo": self.best_photo.repeat_interleave(many)}
+
     def describe(self) -> str:
         """Say of what it is and how much."""
         count, many, _, height, width = self.images.shape
@@ -89,6 +98,11 @@ class Accentuated(Result):
     distances: Tensor
     seed: int
     settings: tuple[tuple[str, bool | int | float | str], ...]
+
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for the image, one that excites the unit more, one that excites it less."""
+        change = torch.cat([torch.zeros_like(self.distances[:1]), self.distances])
+        return {"image": ["image", "more", "less"], "activation": self.activations, "change": change}
 
     def describe(self) -> str:
         """Say of what it is and how much."""
@@ -135,6 +149,13 @@ class Inversion(Result):
         if self.images.shape[1] < 2:
             raise OptionError("one start differs from no other: give invert starts=9.")
         return self.images.var(1).mean(1).sqrt()
+
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each layer and start."""
+        layers, starts = self.distances.shape
+        found: dict[str, Any] = {"layer": [name for name in self.layers for _ in range(starts)]}
+        found |= {"number": [number for number in self.numbers for _ in range(starts)]}
+        return found | {"start": torch.arange(starts).repeat(layers), "distance": self.distances.flatten()}
 
     def describe(self) -> str:
         """Say of what it is and how much."""

@@ -128,6 +128,12 @@ class Maps(Result):
         look = {"ax": ax, "title": title, "figsize": figsize, "dpi": dpi, "fontsize": fontsize, "cmap": cmap}
         return self.draw("draw", figure, shown=shown, **look)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each unit of each layer, and its strongest response."""
+        found: dict[str, Any] = {"layer": [one.name for one in self.layers for _ in one.maps]}
+        found["unit"] = torch.cat([torch.arange(len(one.maps)) for one in self.layers])
+        return found | {"strength": torch.cat([one.strength for one in self.layers])}
+
     def describe(self) -> str:
         """Say how many layers, maps and changes."""
         maps = sum(len(layer.maps) for layer in self.layers)

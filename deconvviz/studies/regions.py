@@ -61,6 +61,17 @@ class TopRegions(Result):
     skipped: tuple[tuple[int, str], ...] = ()
     drawn_by = "regions"
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each region; `rank` starts at 0, the box is in the image's pixels."""
+        units, k = self.values.shape
+        there = (self.image_ids >= 0).flatten()
+        unit, rank = self.units.repeat_interleave(k)[there], torch.arange(k).repeat(units)[there]
+        ids = self.image_ids.flatten()[there]
+        found: dict[str, Any] = {"unit": unit, "rank": rank, "value": self.values.flatten()[there], "image_id": ids}
+        found["name"] = [self.names[i] for i in ids.tolist()]
+        sides = ("top", "left", "bottom", "right")
+        return found | dict(zip(sides, self.boxes.flatten(0, 1)[there].unbind(1), strict=True))
+
     def describe(self) -> str:
         """Say of which layer, how many units and regions."""
         units, k = self.values.shape

@@ -206,6 +206,19 @@ class Recording(Result):
         """Write a GIF, one picture per epoch; see `deconvviz.plotting.recording.animate`."""
         self.drawing("animate")(self, path, layer=layer, seconds=seconds)
 
+    def columns(self) -> dict[str, Any]:
+        """Return a table's columns: a row for each layer, epoch and unit; its strongest image, and how alike the last."""
+        found: dict[str, list[Any]] = {}
+        for track in self.layers:
+            similar = track.similarity()
+            for place, epoch in enumerate(track.epochs):
+                for i, unit in enumerate(track.units.tolist()):
+                    row = {"layer": track.name, "epoch": epoch, "unit": unit, "similarity": float(similar[place, i])}
+                    row |= {"activation": float(track.activations[place, i]), "image_id": int(track.image_ids[place, i])}
+                    for name, value in row.items():
+                        found.setdefault(name, []).append(value)
+        return found
+
     def describe(self) -> str:
         """Say of which layers, how many epochs and images."""
         epochs = ", ".join(map(str, self.epochs)) or "none yet"
