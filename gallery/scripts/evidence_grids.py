@@ -2,7 +2,7 @@
 
     python gallery/scripts/evidence_grids.py [--only NETWORK] [--layers 3,4]
 
-SqueezeNet 1.1, layers 1–5, and efficientnet-lite0, layer 3, both trained on ImageNet; the nine photos that excite
+SqueezeNet 1.1, layers 1–5, and efficientnet-lite0, layers 3 and 4, both trained on ImageNet; the nine photos that excite
 a unit most, of the 72 sample photos (gallery/SOURCES.md), each once. Units were chosen by eye, as ones that a person can
 name. One pixel of smoothing changes the pictures of projections, not the numbers.
 """
@@ -24,7 +24,7 @@ UNITS: dict[str, dict[int, tuple[int, ...]]] = {
         4: (185, 206, 246, 294),
         5: (33, 354),
     },
-    "efficientnet-lite0": {3: (55, 218)},
+    "efficientnet-lite0": {3: (55, 218), 4: (126, 308)},
 }
 WEIGHTS = {"squeezenet-1.1": "bundled", "efficientnet-lite0": "pretrained"}
 SHORT = {"squeezenet-1.1": "squeezenet", "efficientnet-lite0": "efficientnet"}
