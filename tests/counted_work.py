@@ -105,7 +105,7 @@ WORKS = {
     "occlude": Work("`occlude`, 81 places of a square", occluding, Counts(10000, 20, 60)),
     "check_weights": Work("`check_weights` of resnet-56", checking, Counts(3200, 0, 1)),
 }
-STEP = {"float32": Counts(750, 4, 1), "bfloat16": Counts(800, 4, 1), "float16": Counts(650, 4, 1)}
+STEP = {"float32": Counts(900, 4, 1), "bfloat16": Counts(950, 4, 1), "float16": Counts(650, 4, 1)}
 
 
 def counted(work: Work) -> Counts:

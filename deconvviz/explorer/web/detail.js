@@ -62,8 +62,11 @@ function whyNoEvidence(layer) {
 
 function aboutOptimized(layer, at) {
   if (BLOCKS.optimized.has(layer, at)) {
-    const told = optimizedOf(layer, at).activations.map((_, i) => i).map((i) => aboveThePhoto(layer, at, i));
-    return `Optimized images, ${layer.optimized.steps} steps from noise: ${[...new Set(told)].join(", ")}.`;
+    const { activations, photo } = optimizedOf(layer, at);
+    const made = `Optimized images, ${layer.optimized.steps} steps from noise`;
+    if (!(photo > 0)) return `${made}; no image excites this unit.`;
+    const times = activations.map((value) => short(value / photo, 2));
+    return `${made}, excite it ${times.join(", ")} times as much as its strongest image.`;
   }
   const made = Object.keys(layer.optimized.units);
   return made.length ? `Optimized images were made for ${many(made.length, "unit")} of this layer: ${made.slice(0, 12).join(", ")}.` : "";
