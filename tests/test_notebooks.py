@@ -107,7 +107,10 @@ def test_no_trace_of_the_machine(name: str):
 def test_the_text_is_a_lesson(name: str):
     text = prose(name)
     assert text.startswith("# ") and "arxiv.org" in text and re.search(r"[Ss]ection \d|Fig\. \d|arXiv:", text)
-    assert "**Question.**" in text and "interact_manual(" in "".join(cell.source for cell in code(name))
+    assert all(f"**{said}" in read(name).cells[0].source for said in ("After it", "Before", "About"))
+    answered = re.findall(r"\*\*Question\.\*\*.*?(?=\n\n)\n\n<details><summary>Answer</summary>\n\n", text, re.DOTALL)
+    assert 0 < text.count("**Question.**") == len(answered) == text.count("\n\n</details>")
+    assert "interact_manual(" in "".join(cell.source for cell in code(name))
     assert not re.search(r"TODO|CAPTION", text)
     assert re.findall(r"^## (.*)", text, re.MULTILINE)[-1].startswith("With your own model")
 
