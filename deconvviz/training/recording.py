@@ -214,7 +214,10 @@ class Recording(Result):
             for place, epoch in enumerate(track.epochs):
                 for i, unit in enumerate(track.units.tolist()):
                     row = {"layer": track.name, "epoch": epoch, "unit": unit, "similarity": float(similar[place, i])}
-                    row |= {"activation": float(track.activations[place, i]), "image_id": int(track.image_ids[place, i])}
+                    row |= {
+                        "activation": float(track.activations[place, i]),
+                        "image_id": int(track.image_ids[place, i]),
+                    }
                     for name, value in row.items():
                         found.setdefault(name, []).append(value)
         return found
