@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from .bulk import Frames
 
 
@@ -16,6 +18,9 @@ def likeness(frames: Frames, projections: Tensor) -> Tensor:
 
     Two of them are compared where both images have pixels: one that the border cuts is no other picture for that. NaN
     where there are not two.
+
+    Raises:
+        ModelError: A projection is not finite.
     """
     height, width = frames.shape[-2:]
     shift = frames.shift.unflatten(0, frames.ids.shape)
@@ -26,17 +31,27 @@ def likeness(frames: Frames, projections: Tensor) -> Tensor:
     # Of each frame's upper left pixel, from where its position is.
     origin = boxes[..., :2] - shift - frames.positions * step
     end = torch.minimum(shift + size, torch.tensor([height, width]))
-    found = [_mean_cosine(*one) for one in zip(projections, origin, shift, end, strict=True)]
+    found = []
+    for unit, *one in zip(frames.units, projections, origin, shift, end, strict=True):
+        cosine = _mean_cosine(*one)
+        if cosine is None:
+            raise ModelError(
+                f"layer {frames.layer.name!r}, unit {int(unit)}: a projection is not finite. Look for an overflow in half "
+                "precision, or where signals of very many layers add up on the way back; weights in float64 have more room."
+            )
+        found.append(cosine)
     return torch.tensor(found, dtype=torch.float32)
 
 
-def _mean_cosine(tiles: Tensor, origin: Tensor, low: Tensor, high: Tensor) -> float:
-    """Return the mean over pairs of tiles (K, C, h, w) that have pixels between `low` and `high` (K, 2)."""
+def _mean_cosine(tiles: Tensor, origin: Tensor, low: Tensor, high: Tensor) -> float | None:
+    """Return the mean over pairs of tiles (K, C, h, w) that have pixels between `low` and `high` (K, 2), if finite."""
     there = tiles.flatten(1).any(1).nonzero().flatten()
     tiles, origin = tiles[there].double(), origin[there]
     flat = tiles.flatten(1)
     products = (flat @ flat.T).tolist() if len(tiles) and bool((origin == origin[0]).all()) else None
     energy = torch.nn.functional.pad(tiles.square().sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0)).numpy()
+    if not np.isfinite(energy[:, -1, -1]).all():  # the sum over each tile
+        return None
     # Plain numbers: a tensor for each corner of each pair would cost more than the projections.
     zero, first, end = origin.tolist(), (origin + low[there]).tolist(), (origin + high[there]).tolist()
     cosines = []

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import deconvviz
+from deconvviz.errors import ModelError
 from deconvviz.projection.result import Projections
 
 
@@ -116,3 +117,17 @@ def test_empty_places_stay_empty():
     assert not found.patches[1, 2].any() and found.patches[1, :2].flatten(1).any(1).all()
     assert found.likeness[0].isnan() and found.image_ids[1].tolist()[2] == -1
     assert found.plot()
+
+
+def test_projections_that_are_not_finite_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.fill_(1e-36)
+        model[0].bias.zero_()
+        model[2].weight.fill_(1e38)  # forward all is finite; on the way back this comes first
+    images = torch.rand(2, 3, 12, 12)
+    assert deconvviz.top(model, images, layers=["3"], k=2, progress=False)["3"].values.isfinite().all()
+    calls = {"project": {"k": 2}, "evidence": {"k": 2, "size": 2, "rule": "deconvnet"}}
+    for name, options in calls.items():
+        with pytest.raises(ModelError, match=r"layer '3', unit 0: a projection is not finite\. Look for an overflow"):
+            getattr(deconvviz, name)(model, images, layer="3", units="all", progress=False, **options)
