@@ -1,6 +1,7 @@
 """Settings that all tests share: nothing needs an environment variable, and no machine's speed decides."""
 
 import os
+from collections.abc import Iterator
 
 # One thread in each process, in those that tests start as well: pytest's workers share the cores among them, and the
 # libraries of numpy read this when they are loaded. A number that the caller has set counts.
@@ -27,3 +28,12 @@ settings.load_profile("tests")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For what forks or compares processes to the bit: a fork has no pool of threads, and sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

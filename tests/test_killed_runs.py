@@ -17,6 +17,7 @@ import deconvviz
 from deconvviz.jobs import draft
 from deconvviz.scan import engine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.randn(12, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 QUIET = {"progress": False}
 

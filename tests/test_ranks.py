@@ -19,9 +19,13 @@ from rank_processes import run_ranks
 import deconvviz
 from deconvviz.errors import RankError
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not hasattr(os, "fork"), reason="this build of torch has no process groups"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or not hasattr(os, "fork"),
+        reason="this build of torch has no process groups",
+    ),
+    pytest.mark.usefixtures("one_thread"),
+]
 pytest.importorskip("sklearn")
 
 

@@ -151,6 +151,7 @@ def test_stopped_and_resumed_is_the_same_to_the_byte(images, tmp_path, name, sto
         call(model, images + 1, out=tmp_path / "parts", **how)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", CALLS)
 def test_killed_at_any_time_it_goes_on(images, tmp_path, name):
     model, how = network(), {"batch_size": 1, "progress": False}
