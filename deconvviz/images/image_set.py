@@ -105,7 +105,11 @@ class ImageSet:
             except UnreadableImage:
                 if on_error == "raise":
                     raise
-        raise ImageError(f"none of the {len(self)} images can be read, the first is {self.names[0]}.")
+        raise self.unreadable()
+
+    def unreadable(self) -> ImageError:
+        """Return the error of a set of which no image can be read."""
+        return ImageError(f"none of the {len(self)} images can be read, the first is {self.names[0]}.")
 
     def picture(self, index: int) -> Tensor:
         """Return image `index` as the network sees it, cropped, as pixels (3, H, W) from 0 to 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -190,6 +190,15 @@ def named_columns(ids: Sequence[int], names: Mapping[int, str], labels: Mapping[
     """Return the columns of a table that say what the images `ids` are called, as far as it is known."""
     known = {"name": names, "label": labels}
     return {column: [texts.get(i, "") for i in ids] for column, texts in known.items() if texts}
+
+
+def as_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the columns of a table that is given row by row."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def by_id(texts: Mapping[Any, str]) -> dict[int, str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..calls import Call, called
 from ..checks import at_once, check_on_error, whole, wholes
 from ..devices import Portions, doubled
-from ..errors import ImageError, ModelError, OptionError
+from ..errors import ModelError, OptionError
 from ..guard import check_weights, placement, untouched
 from ..images import Images, ImageSet, open_images, preprocess_for
 from ..images.preprocess import input_size
@@ -197,7 +197,7 @@ def evaluate(
     every = labels_of(models[0], first, labels)
     kept = [i for i in range(len(first)) if i not in skipped]
     if not kept:
-        raise ImageError(f"none of the {len(first)} images can be read, the first is {first.names[0]}.")
+        raise first.unreadable()
     numbers = class_numbers(models[0], every, sums.shape[1])
     return Evaluation(
         (sums[kept] / len(models)).float(),
@@ -290,7 +290,7 @@ class _Task:
                         bar.update(int(owners[-1]) + 1 - done)
                         done = int(owners[-1]) + 1
         if total is None:
-            raise ImageError(f"none of the {len(first)} images can be read, the first is {first.names[0]}.")
+            raise first.unreadable()
         return total / counts.clamp_min(1)
 
     def _batches(

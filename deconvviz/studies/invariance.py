@@ -20,7 +20,7 @@ from ..errors import OptionError
 from ..images import Images, ImageSet, open_images
 from ..model.features import Reader, class_numbers, flat, labels_of, reading, title
 from ..model.table import Layers
-from ..results.base import Result, Stored
+from ..results.base import Result, Stored, as_columns
 from ..results.text import amount
 from .transforms import IDENTITY, amounts_of, mover
 
@@ -118,16 +118,15 @@ class Invariance(Result):
 
     def columns(self) -> dict[str, Any]:
         """Return a table's columns: a row for each layer, image and amount of each transformation."""
-        found: dict[str, list[Any]] = {}
+        rows = []
         for curve in self.curves:
             layers, images, amounts = curve.distance.shape
             for layer, image, place in itertools.product(range(layers), range(images), range(amounts)):
                 row = {"kind": curve.kind, "amount": float(curve.amounts[place]), "layer": self.layers[layer]}
                 row |= {"image_id": image, "distance": float(curve.distance[layer, image, place])}
                 row |= {"probability": float(curve.probability[image, place])}
-                for name, value in row.items():
-                    found.setdefault(name, []).append(value)
-        return found
+                rows.append(row)
+        return as_columns(rows)
 
     def describe(self) -> str:
         """Say how many images and layers, and which transformations."""

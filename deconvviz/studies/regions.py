@@ -180,7 +180,7 @@ def top_regions(
             regions = _windows(*image.shape[1:]) if boxes is None else _checked(boxes[number], image, number)
             search.add(number, image, regions, size[1:], around)
     if len(skipped) == len(opened):
-        raise ImageError(f"none of the {len(opened)} images can be read, the first is {opened.names[0]}.")
+        raise opened.unreadable()
     patches, fields = search.patches(opened, size[1:], around, row)
     return TopRegions(
         row.name,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LayerError, OptionError, StoreError
 from ..results import store
-from ..results.base import Result, Stored, refuse_picture, tuples
+from ..results.base import Result, Stored, as_columns, refuse_picture, tuples
 from ..results.locks import locked
 from ..results.text import amount, listed
 
@@ -208,7 +208,7 @@ class Recording(Result):
 
     def columns(self) -> dict[str, Any]:
         """Return a table's columns: a row for each layer, epoch and unit; its strongest image, and how alike the last."""
-        found: dict[str, list[Any]] = {}
+        rows = []
         for track in self.layers:
             similar = track.similarity()
             for place, epoch in enumerate(track.epochs):
@@ -218,9 +218,8 @@ class Recording(Result):
                         "activation": float(track.activations[place, i]),
                         "image_id": int(track.image_ids[place, i]),
                     }
-                    for name, value in row.items():
-                        found.setdefault(name, []).append(value)
-        return found
+                    rows.append(row)
+        return as_columns(rows)
 
     def describe(self) -> str:
         """Say of which layers, how many epochs and images."""

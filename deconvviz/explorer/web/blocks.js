@@ -69,9 +69,15 @@ const BLOCKS = {
 
 const optimizedOf = (layer, at) => layer.optimized.units[layer.units[at]];
 
-function aboveThePhoto(layer, at, i) {
+// How many times the strongest image's activation each optimized image reaches; none where no image excites the unit.
+function timesThePhoto(layer, at) {
   const { activations, photo } = optimizedOf(layer, at);
-  return photo > 0 ? `${short(activations[i] / photo, 2)} × the strongest image's` : "where no image excites it";
+  return photo > 0 ? activations.map((value) => short(value / photo, 2)) : [];
+}
+
+function aboveThePhoto(layer, at, i) {
+  const times = timesThePhoto(layer, at);
+  return times.length ? `${times[i]} × the strongest image's` : "where no image excites it";
 }
 
 const frameOf = (kind, layer, at) =>

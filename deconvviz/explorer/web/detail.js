@@ -62,10 +62,9 @@ function whyNoEvidence(layer) {
 
 function aboutOptimized(layer, at) {
   if (BLOCKS.optimized.has(layer, at)) {
-    const { activations, photo } = optimizedOf(layer, at);
     const made = `Optimized images, ${layer.optimized.steps} steps from noise`;
-    if (!(photo > 0)) return `${made}; no image excites this unit.`;
-    const times = activations.map((value) => short(value / photo, 2));
+    const times = timesThePhoto(layer, at);
+    if (!times.length) return `${made}; no image excites this unit.`;
     return `${made}, excite it ${times.join(", ")} times as much as its strongest image.`;
   }
   const made = Object.keys(layer.optimized.units);
