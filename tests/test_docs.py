@@ -32,6 +32,7 @@ def built(tmp_path_factory):
     return out
 
 
+@pytest.mark.docs
 def test_the_reference_has_every_public_name_and_no_other_of_the_package(built):
     from sphinx.util.inventory import InventoryFile
 
@@ -45,6 +46,7 @@ def test_the_reference_has_every_public_name_and_no_other_of_the_package(built):
     assert {n for n in documented if n.count(".") == 1} - wanted == set()
 
 
+@pytest.mark.docs
 def test_names_in_backticks_became_links_and_errors_too(built):
     page = (built / "seeing.html").read_text(encoding="utf-8")
     for name in ("compare_methods", "TopK", "plotting.projections.draw", "UnsupportedOp"):

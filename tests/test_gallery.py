@@ -108,21 +108,22 @@ def test_part_boxes_lie_in_their_images():
             assert all(0 <= t < b <= 64 and 0 <= le < r <= 64 for t, le, b, r in boxes)
 
 
-def test_publish_writes_a_small_picture_and_its_conditions(load, tmp_path):
+def test_publish_writes_a_small_picture_and_its_conditions(load, tmp_path, monkeypatch):
     import torch
     from matplotlib.figure import Figure
 
     publishing = load("publishing")
-    figure = Figure(figsize=(4, 4), dpi=100)
+    monkeypatch.setattr(publishing, "_LIMIT", 20_000)
+    figure = Figure(figsize=(1, 1), dpi=100)
     torch.manual_seed(0)
-    figure.add_axes((0, 0, 1, 1)).imshow(torch.rand(400, 400, 3).numpy())
+    figure.add_axes((0, 0, 1, 1)).imshow(torch.rand(100, 100, 3).numpy())
     known = {key: "x" for key in ("model", "weights", "layer", "units", "images", "command")}
     publishing.publish("noise", figure, out=tmp_path, **known, results={"a": torch.tensor([1 / 3, 2.0]), "b": None})
     written = json.loads((tmp_path / "records" / "noise.json").read_text(encoding="utf-8"))
     assert [field for field in FIELDS if field not in written] == [] and written["seed"] is None
     assert written["results"] == {"a": [0.3333, 2.0], "b": None}
     with Image.open(tmp_path / "pictures" / "noise.png") as image:
-        assert image.mode == "P" and image.size == (400, 400)  # full colours would take three times the bytes
+        assert image.mode == "P" and image.size == (100, 100)  # full colours would take three times the bytes
     with pytest.raises(ValueError, match="noise: the conditions lack command"):
         publishing.publish("noise", figure, out=tmp_path, **{k: v for k, v in known.items() if k != "command"})
 
