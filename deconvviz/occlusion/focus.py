@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..devices import Portions
 from ..model.table import Layer
 from ..tape.operations import Tape
-from ..tape.record import record
+from ..tape.record import record_fast
 from .confirm import close
 from .incremental import Runner
 from .memory import MOST_ELEMENTS
@@ -144,14 +144,12 @@ def run_focused(
         return
     runner = Runner(Focus.on(tape, layer, boxes, goals), None, fill, memory, exact=True)
     asked = _Asked(network, tape, fill, boxes, goals, layer)
-    middle = len(boxes) // 2
-    asked.confirm(middle, _probe(runner, layer, boxes[middle]))
     for group in runner.plan.groups():
         portions = Portions(runner.most(boxes[group]))
         for numbers, found in portions.run(lambda some: (some, _activations(runner, layer, boxes[some])), group):
             asked.watch(numbers, found)
             receive(numbers, found)
-    asked.confirm_most()
+    asked.confirm_most(lambda box: _probe(runner, layer, box))
 
 
 def run_full(
@@ -229,7 +227,7 @@ class _Asked:
         top, left, bottom, right = (edge[:, None] for edge in edges.unbind(1))
         inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
         covered = torch.where(inside, self.fill, self.image)
-        tape = record(self.network, covered, until=self.layer.value, keep=[self.layer.value])
+        tape = record_fast(self.network, covered, until=self.layer.value, keep=[self.layer.value])
         return _pick(self.layer.as_maps(self.layer.response_in(tape)), self.goals[self.boxes[numbers, 4]])
 
     def watch(self, numbers: Tensor, found: Tensor) -> None:
@@ -239,15 +237,18 @@ class _Asked:
         if self.most is None or not float(change) <= self.most[0]:
             self.most = float(change), int(numbers[int(where)]), found[where]
 
-    def confirm_most(self) -> None:
-        """Ask the network itself about the box that changes most."""
-        if self.most is not None:
-            self.confirm(*self.most[1:])
+    def confirm_most(self, probe: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Ask the network itself about the box that changes most, alone, and refuse another answer (units,).
 
-    def confirm(self, number: int, found: Tensor) -> None:
-        """Ask the network itself about one box, alone, and refuse another answer (units,)."""
+        `probe` finds the answer for a box (5,) once more, between others that are not of this image.
+        """
+        if self.most is None:  # no boxes at all
+            return
+        _, number, found = self.most
         one = torch.tensor([number])
-        if not close(found, self.network_on(one)[0], self._usual_at(one)[0], among=self.usual):
+        expected, usual = self.network_on(one)[0], self._usual_at(one)[0]
+        answers = [found] if probe is None else [found, probe(self.boxes[number])]
+        if not all(close(answer, expected, usual, among=self.usual) for answer in answers):
             raise Unbatched(
                 "the layer's response to an image depends on the other images of its batch, or on more than its "
                 f"input, such as a number that it takes out of the data. {FULL}"

@@ -16,6 +16,8 @@ from ..tape.arguments import IDENTITIES, VIEWS, bound, constant_factor, is_scale
 from ..tape.operations import Op, Tape
 from .limits import refuse_dropout
 
+_EXACT = 1 << 20  # pixels of a map whose numbers float32 divides by its width without a mistake
+
 Save = Callable[[str, Tape, Op, list[Tensor], Callable[[], Any]], Any]
 
 
@@ -57,14 +59,20 @@ def switches(rectifier: str, tape: Tape, op: Op, tensors: list[Tensor], run: Cal
     p = bound(op)
     kernel, stride, padding, dilation = p["kernel_size"], p["stride"], p["padding"], p["dilation"]
     out, index = F.max_pool2d_with_indices(tensors[0], kernel, stride, padding, dilation, bool(p["ceil_mode"]))
-    width = tensors[0].shape[-1]
+    height, width = tensors[0].shape[-2:]
     rows = torch.arange(out.shape[-2], device=out.device)[:, None] * stride[0] - padding[0]
     cols = torch.arange(out.shape[-1], device=out.device) * stride[1] - padding[1]
-    row = torch.div(index, width, rounding_mode="floor")
-    taps = (row - rows).div_(dilation[0], rounding_mode="floor").mul_(kernel[1])
-    taps += (index - row * width - cols).div_(dilation[1], rounding_mode="floor")
-    if dilation != (1, 1):  # such a window may lie in the padding alone, and its index is nowhere
-        taps.clamp_(0, kernel[0] * kernel[1] - 1)
+    if height * width < _EXACT:  # the same numbers as with integers, which no processor divides fast
+        at = index.float()
+        row = at.add(0.5).mul_(1 / width).floor_()
+    else:
+        at, row = index, torch.div(index, width, rounding_mode="floor")
+    if dilation == (1, 1):  # (row - rows) * kernel[1] + at - row * width - cols
+        taps = torch.add(at, row, alpha=kernel[1] - width).sub_(rows * kernel[1] + cols)
+    else:
+        taps = (row - rows).div_(dilation[0], rounding_mode="floor").mul_(kernel[1])
+        taps += torch.add(at, row, alpha=-width).sub_(cols).div_(dilation[1], rounding_mode="floor")
+        taps.clamp_(0, kernel[0] * kernel[1] - 1)  # a window may lie in the padding alone, and its index is nowhere
     small = torch.uint8 if kernel[0] * kernel[1] < 256 else torch.int32
     taps = taps.to(small)
     op.saved.switches = taps.contiguous(memory_format=torch.channels_last) if taps.dim() == 4 else taps

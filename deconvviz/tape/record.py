@@ -111,7 +111,7 @@ def record_fast(
     *,
     until: int | None = None,
     keep: Collection[int] | None,
-    saver: Saver,
+    saver: Saver | None = None,
     gradient: bool = False,
 ) -> Tape:
     """Do what `record` does, in channels_last memory, where convolutions are faster, if the model allows it."""
