@@ -84,28 +84,24 @@ def run(
     _tell(progress, f"{network}: looking for the strongest images of every unit of layers 1-5")
     facts = {"Images": "the sample photos"} if images is None else None
     images = deconvviz.images.open_images(model, images)
-    scan = deconvviz.top(
-        model, images, layers=LAYERS, k=9, progress=progress
-    )  # the only one: grids and explorer share it
-    sections = []
+    # The only scan, and the only projections: pictures and explorer share them.
+    scan = deconvviz.top(model, images, layers=LAYERS, k=9, progress=progress)
+    sections, made = [], []
+    most = most or _MOST.get(network)
+    opened_on = {layer: chosen[:3] for layer, chosen in TELLING.get(network, {}).items()}
     for layer in LAYERS:
-        result = deconvviz.project(
-            model,
-            images,
-            layer=layer,
-            units=_units(network, layer, len(scan[layer].values), seed),
-            top=scan,
-            progress=progress,
-        )
+        shown = _units(network, layer, len(scan[layer].values), seed)
+        both = sorted({*shown, *opened_on.get(layer, ()), *_strongest(scan[layer], most)})
+        made.append(deconvviz.project(model, images, layer=layer, units=both, top=scan, progress=progress))
+        result = made[-1].select(shown)
         picture = Path(out) / f"layer-{layer}.png"
         write_figure(picture, result.plot(title=f"{network}, layer {layer}"))
         _tell(progress, f"wrote {picture}")
         sections.append(_section(layer, result, picture.name))
-    most = most or _MOST.get(network)
     units: dict[str, Any] = {"units": "all"} if most is None else {"most": most}
-    units["highlights"] = {layer: chosen[:3] for layer, chosen in TELLING.get(network, {}).items()}
+    units |= {"highlights": opened_on, "top": scan, "projections": made}
     occluded = _OCCLUDED.get(network, _KNOWN)
-    _explorer(model, images, Path(out) / EXPLORER, occluded, top=scan, facts=facts, progress=progress, **units)
+    _explorer(model, images, Path(out) / EXPLORER, occluded, facts=facts, progress=progress, **units)
     took = f"{scan.count:,} images looked through, {time.perf_counter() - started:.0f} seconds in all"
     page = Path(out) / "index.html"
     _write(page, _page(model.card, sections, took).encode())
@@ -119,10 +115,17 @@ def _explorer(model: Any, images: Any, page: Path, occluded: Sequence[str], prog
     _tell(progress, f"wrote {page}")
 
 
-def _units(network: str, layer: int, count: int, seed: int | None) -> Sequence[int] | None:
+def _units(network: str, layer: int, count: int, seed: int | None) -> Sequence[int]:
+    shown = min(UNITS, count)
     if seed is None:
-        return TELLING.get(network, {}).get(layer)
-    return sorted(random.Random(seed).sample(range(count), min(UNITS, count)))
+        return TELLING.get(network, {}).get(layer) or [i * count // shown for i in range(shown)]
+    return sorted(random.Random(seed).sample(range(count), shown))
+
+
+def _strongest(top: Any, most: int | None) -> list[int]:
+    """Return the units that the explorer shows, all or so many."""
+    order: list[int] = top.values[:, 0].argsort(descending=True, stable=True).tolist()
+    return order[:most]
 
 
 def _tell(progress: bool, line: str) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import ranks
 from ..calls import Call, called
 from ..checks import at_once, numbers_of, whole
-from ..errors import ImageError, LayerError, ModelError, StoreError, UnitError, UnsupportedOp
+from ..errors import ImageError, LayerError, ModelError, OptionError, StoreError, UnitError, UnsupportedOp
 from ..guard import check_weights, hash_weights, placement, unwrapped
 from ..images import Images, ImageSet, open_images
 from ..model.survey import layers as list_layers
@@ -56,6 +56,7 @@ def report(
     occlusion: int | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
     highlights: Mapping[int | str, Sequence[int]] | None = None,
+    projections: Sequence[Projections] = (),
     rule: str = "deconvnet",
     lrn: str = "pass",
     allow_gradient: bool = False,
@@ -106,6 +107,8 @@ def report(
         class_names: One per class; None takes those of the zoo's card or torchvision's weights.
         highlights: The units that the page opens on, by layer, such as {5: [33, 112]}, which are shown in any case; where
             a layer has none given, up to three whose images excite them about equally.
+        projections: Some that were made before by this `rule` of the images that `top` holds, in place of new ones: of
+            each layer those of all units that the page shows, or more.
         rule: "deconvnet", "guided" or "backprop", see `project`.
         lrn: "pass" or "gradient", see `project`.
         allow_gradient: Give operations without a rule their plain gradient instead of refusing.
@@ -139,7 +142,8 @@ def report(
     first_image = source.example(on_error)
     table = list_layers(model, tuple(first_image.shape[1:]))
     rules = {"rule": rule, "lrn": lrn, "allow_gradient": allow_gradient}
-    how = _How(model, source, rules, batch_size, progress, first_image, on_error)
+    made = {one.layer: one for one in projections}
+    how = _How(model, source, rules, batch_size, progress, first_image, on_error, made)
     scan = None if top is None else _scanned_layers(top, source, table, layers)
     rows = _rows(table, layers) if scan is None else [table[one.name] for one in scan]
     how.rehearse(rows, units)
@@ -291,12 +295,15 @@ class _How(NamedTuple):
     progress: bool
     first: Tensor  # the first image (1, C, H, W) that can be read
     on_error: str
+    made: Mapping[str, Projections]  # before, by layer
 
     def rehearse(self, rows: Sequence[Layer], units: Sequence[int] | str | None) -> None:
         """Project the first image of each layer: a unit or a rule that is not there is refused before the long scan."""
         first, known = self.first, self.source.preprocess
         wanted = [0] if units is None or units == "all" else units
         for row in rows:
+            if row.name in self.made:
+                continue
             one: dict[str, Any] = {"units": wanted, "k": 1, "preprocess": known, "progress": False, **self.rule}
             with ranks.alone():
                 project(self.model, first, layer=row.name, **one)
@@ -336,7 +343,8 @@ class _How(NamedTuple):
 
         def project_piece(piece: list[int]) -> dict[str, Any]:
             path = unfinished.path("projections")
-            result = self._project(layer, top, piece, path)
+            made = self._made(layer, top, piece)
+            result = made or self._project(layer, top, piece, path)
             boxes, contrasts = result.boxes.tolist(), []
             for rows in _rounds(len(piece)):
                 for row, (encoded, fine, contrast) in zip(rows, _encoded(result, rows, shape, large), strict=True):
@@ -345,7 +353,7 @@ class _How(NamedTuple):
                         unfinished.add(f"v{number}-{piece[row]}", fine)
                     contrasts.append(contrast)
             alike = [] if result.likeness is None else result.likeness.tolist()
-            if ranks.team().rank == 0:
+            if made is None and ranks.team().rank == 0:
                 path.unlink()
             lost = {str(piece[row]): _lost(result, row) for row in range(len(piece)) if any(_lost(result, row))}
             return {"boxes": boxes, "contrasts": contrasts, "likeness": alike, "lost": lost}
@@ -402,6 +410,19 @@ class _How(NamedTuple):
         step = max(1, _BYTES // (2 * 4 * top.values.shape[1] * channels * math.prod(layer.reach.window())))
         for first in range(0, len(units), step):
             yield list(units[first : first + step])
+
+    def _made(self, layer: Layer, top: LayerTop, units: list[int]) -> Projections | None:
+        """Return the projections of some units that were made before, or refuse others than the page would make."""
+        if layer.name not in self.made:
+            return None
+        found = self.made[layer.name].select(units)
+        same = found.image_ids.equal(top.image_ids[units]) and found.positions.equal(top.positions[units])
+        if found.rule != self.rule["rule"] or not same:
+            raise OptionError(
+                f"projections: those of {layer.name} are not by rule={self.rule['rule']!r} of the images that the scan "
+                "holds. Make them with the rule of the page and with top= of its scan."
+            )
+        return found
 
     def _project(self, layer: Layer, top: LayerTop, units: list[int], out: Path) -> Projections:
         """Project some units into a file, from which an interrupted report goes on within the layer."""

@@ -46,11 +46,14 @@ def smoothed(values: torch.Tensor, sigma: float) -> torch.Tensor:
 
 def peak_of(values: torch.Tensor, percentile: float = PERCENTILE) -> torch.Tensor:
     """Return the size that is shown as plain white or black: so many percent of those that are not zero reach it."""
-    sizes = values[values != 0].abs()
-    if not len(sizes):
+    sizes = values.detach().abs().flatten()
+    zeros = sizes.numel() - int(sizes.count_nonzero())
+    if zeros == sizes.numel():
         return values.new_ones(())
-    rank = max(1, math.ceil(percentile / 100 * len(sizes)))
-    return sizes.kthvalue(rank).values.clamp_min(1e-30)  # dividing by a denormal number would overflow
+    rank = zeros + max(1, math.ceil(percentile / 100 * (sizes.numel() - zeros)))
+    found = sizes.cpu().to(torch.promote_types(sizes.dtype, torch.float32)).numpy()
+    found.partition(rank - 1)  # several times faster than to take out the zeros first, and than torch's kthvalue
+    return values.new_tensor(found[rank - 1]).clamp_min(1e-30)  # dividing by a denormal number would overflow
 
 
 def true_colours(

@@ -51,18 +51,28 @@ class UnitPatches:
 
     def __getitem__(self: _Own, unit: int) -> _Own:
         """Return the result of one unit, by its number."""
+        row = self._row(unit)
+        return self._at(slice(row, row + 1))
+
+    def select(self: _Own, units: Sequence[int]) -> _Own:
+        """Return the result of some units, by their numbers and in that order."""
+        return self._at([self._row(unit) for unit in units])
+
+    def _row(self, unit: int) -> int:
         where = (self.units == unit).nonzero().flatten()
         if not len(where):
             have = ", ".join(map(str, self.units[:20].tolist())) + (", …" if len(self) > 20 else "")
             raise UnitError(f"unit {unit!r} is not in this result, it holds {amount(len(self), 'unit')} ({have}).")
-        row = int(where[0])
+        return int(where[0])
+
+    def _at(self: _Own, rows: slice | list[int]) -> _Own:
         held = {name: getattr(self, name) for name in self.by_unit}
-        rows = {name: x[row : row + 1] for name, x in held.items() if x is not None}
-        shown = rows["image_ids"].unique().tolist()
+        chosen = {name: x[rows] for name, x in held.items() if x is not None}
+        shown = chosen["image_ids"].unique().tolist()
         texts = {
             name: {i: text for i, text in getattr(self, name).items() if i in shown} for name in ("names", "labels")
         }
-        return replace(self, **rows, **texts)  # type: ignore[type-var]
+        return replace(self, **chosen, **texts)  # type: ignore[type-var]
 
     def columns(self) -> dict[str, Any]:
         """Return a table's columns: a row for each image of each unit, strongest first; empty places are left out."""
@@ -160,9 +170,8 @@ class Projections(UnitPatches, Result):
         *("lost", "patches", "projections"),
     )
 
-    def __getitem__(self, unit: int) -> Projections:
-        """Return the result of one unit, by its number."""
-        return replace(super().__getitem__(unit), beside=tuple(other[unit] for other in self.beside))
+    def _at(self, rows: slice | list[int]) -> Projections:
+        return replace(super()._at(rows), beside=tuple(other._at(rows) for other in self.beside))
 
     def plot(
         self,

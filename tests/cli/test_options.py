@@ -27,6 +27,7 @@ NOT_OFFERED = {
     ("probe", "labels"): "the folders are the labels",
     ("report", "top"): "a scan in memory",
     ("report", "highlights"): "a mapping",
+    ("report", "projections"): "results in memory",
     ("maximize", "directions"): "arrays",
     ("maximize", "top"): "a scan in memory",
     ("top_regions", "boxes"): "arrays",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 import deconvviz
 from deconvviz.cli import main as cli
-from deconvviz.errors import ImageError, ModelError, OptionError
+from deconvviz.errors import ImageError, ModelError, OptionError, UnitError
 from deconvviz.explorer import blocks
 from deconvviz.images.display import signed
 
@@ -165,6 +166,21 @@ def test_a_scan_that_was_made_before_is_not_made_again(tmp_path, monkeypatch):
     assert [layer["number"] for layer in write(tmp_path, top=scan, layers=None).data["layers"]] == [2, 1]
     (layer,) = write(tmp_path, top=scan, layers=[1]).data["layers"]
     assert layer["activations"][0] == pytest.approx(scan[1].values[layer["units"][0]].tolist(), rel=1e-5)
+
+
+def test_projections_that_were_made_before_are_not_made_again(tmp_path, monkeypatch):
+    scan = deconvviz.top(Net(), images(), layers=[1, 2], k=3, progress=False)
+    chosen = {"top": scan, "most": 4, "evidence": 0}
+    expected = write(tmp_path, **chosen)
+    made = [deconvviz.project(Net(), images(), layer=n, units="all", top=scan, progress=False) for n in (1, 2)]
+    monkeypatch.setattr(MODULE, "project", None)
+    assert write(tmp_path, projections=made, **chosen).text == expected.text
+    with pytest.raises(OptionError, match=r"projections: those of features\.1 are not by rule='guided' of the images"):
+        write(tmp_path, projections=made, rule="guided", **chosen)
+    with pytest.raises(OptionError, match="are not by rule='deconvnet' of the images that the scan holds"):
+        write(tmp_path, projections=[replace(made[0], image_ids=made[0].image_ids.flip(1)), made[1]], **chosen)
+    with pytest.raises(UnitError, match="is not in this result, it holds 1 unit"):
+        write(tmp_path, projections=[made[0].select([0]), made[1]], **chosen)
 
 
 def test_in_pieces_and_twice_it_is_the_same_page(page, tmp_path, monkeypatch):

@@ -160,6 +160,16 @@ def test_units():
     assert units(torch.tensor([5, 2])) == [5, 2]
 
 
+def test_some_units_of_a_result():
+    rules = ("deconvnet", "guided")
+    result = deconvviz.project(small(), torch.randn(4, 2, 17, 19), layer="4", top=3, rule=rules, progress=False)
+    some = result.select([3, 0])
+    assert some.units.tolist() == [3, 0] and some[0] == result[0] and some[3].beside == result[3].beside
+    assert some.names.keys() == set(some.image_ids.unique().tolist())
+    with pytest.raises(UnitError, match="unit 9 is not in this result, it holds 2 units"):
+        some.select([0, 9])
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_batches_do_not_matter(batch_size: int):
     images = torch.randn(5, 2, 17, 19)
