@@ -347,7 +347,7 @@ def test_optimized_images_are_those_of_maximize(tmp_path, capsys):
             expected = found.images[at, i].permute(1, 2, 0).numpy()
             assert np.abs(page.tile(f"m0-{unit}", held, i) / 255 - expected).mean() < 0.03
     told = capsys.readouterr().err
-    assert "report: 4 optimized images of each of 2 units take about 1 s." in told
+    assert re.search(r"report: 4 optimized images of each of 2 units take about \d+ s\.", told)
     assert told.index("optimized images") < told.index("top:")  # before the scan
 
 
