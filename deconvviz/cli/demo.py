@@ -91,7 +91,7 @@ def run(
     opened_on = {layer: chosen[:3] for layer, chosen in TELLING.get(network, {}).items()}
     for layer in LAYERS:
         shown = _units(network, layer, len(scan[layer].values), seed)
-        both = sorted({*shown, *opened_on.get(layer, ()), *_strongest(scan[layer], most)})
+        both = sorted({*shown, *opened_on.get(layer, ()), *scan[layer].strongest_first()[:most]})
         made.append(deconvviz.project(model, images, layer=layer, units=both, top=scan, progress=progress))
         result = made[-1].select(shown)
         picture = Path(out) / f"layer-{layer}.png"
@@ -120,12 +120,6 @@ def _units(network: str, layer: int, count: int, seed: int | None) -> Sequence[i
     if seed is None:
         return TELLING.get(network, {}).get(layer) or [i * count // shown for i in range(shown)]
     return sorted(random.Random(seed).sample(range(count), shown))
-
-
-def _strongest(top: Any, most: int | None) -> list[int]:
-    """Return the units that the explorer shows, all or so many."""
-    order: list[int] = top.values[:, 0].argsort(descending=True, stable=True).tolist()
-    return order[:most]
 
 
 def _tell(progress: bool, line: str) -> None:

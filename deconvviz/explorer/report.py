@@ -269,15 +269,9 @@ def _scanned_layers(top: TopK, source: ImageSet, table: LayerTable, layers: Laye
     return top.tops if layers is None else tuple(top[row.name] for row in _rows(table, layers))
 
 
-def _order(top: LayerTop) -> list[int]:
-    """Return a layer's units, the strongest first; of equal ones that with the smaller number."""
-    order: list[int] = top.values[:, 0].argsort(descending=True, stable=True).tolist()
-    return order
-
-
 def _choose(top: LayerTop, units: Sequence[int] | str | None, most: int, also: Sequence[int]) -> list[int]:
     """Return the units to show, those that the page opens on among them, the strongest first."""
-    order = _order(top)
+    order = top.strongest_first()
     if isinstance(units, str):
         return order
     wanted = order[:most] if units is None else numbers_of(units, len(order), "units", error=UnitError)
@@ -362,7 +356,7 @@ class _How(NamedTuple):
             unfinished.part(f"{piece} of layer {number}", partial(project_piece, piece), shared=True)
             for piece in self._pieces(layer, top, units)
         ]
-        order = _order(top)
+        order = top.strongest_first()
         alike = [value for piece in pieces for value in piece["likeness"]]
         lost = {unit: places for piece in pieces for unit, places in piece["lost"].items()}
         signals = int((top.image_ids[units] >= 0).sum())

@@ -46,6 +46,11 @@ class LayerTop(Stored):
         """Say whether this is the layer with this number, module path or alias."""
         return layer in (self.name, self.number, *self.aliases)
 
+    def strongest_first(self) -> list[int]:
+        """Return the units, the strongest first; of equal ones that with the smaller number."""
+        order: list[int] = self.values[:, 0].argsort(descending=True, stable=True).tolist()
+        return order
+
     @property
     def mask(self) -> Tensor:
         """Which places hold an image that excites the unit, (units, k) bool."""
